@@ -1,0 +1,23 @@
+"""Execution back ends behind one interface."""
+
+from __future__ import annotations
+
+from unibrain_rt.engines.base import Engine, GraphSpec, Session, TensorSpec
+from unibrain_rt.engines.errors import EngineError
+
+__all__ = ["ENGINES", "Engine", "EngineError", "GraphSpec", "Session", "TensorSpec", "create_engine"]
+
+ENGINES = ("onnxruntime",)
+
+
+def create_engine(name: str = "auto", threads: int | None = None) -> Engine:
+    """The back end called ``name``; ``auto`` is the fastest that works here.
+
+    Raises:
+        EngineError: an unknown name, or a back end that cannot be used here.
+    """
+    if name not in ("auto", *ENGINES):
+        raise EngineError(f"unknown engine {name!r}; known are auto, {', '.join(ENGINES)}")
+    from unibrain_rt.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(threads)

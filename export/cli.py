@@ -1,0 +1,45 @@
+"""``unibrain-rt export``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from unibrain_rt.export.checkpoint import open_checkpoint
+from unibrain_rt.export.precision import Precision
+from unibrain_rt.export.writer import write_bundle
+
+
+@click.command("export", short_help="Turn a published checkpoint into a bundle.")
+@click.argument("checkpoint", metavar="CHECKPOINT_DIR")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
+@click.option("--config", type=click.Path(path_type=Path), help="JSON file with the checkpoint's sizes.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "fp32-half-weights"]), default="fp32",
+              show_default=True, help="Of the graphs; the last computes in fp32 from weights stored in half.")  # fmt: skip
+@click.option("--name", help="The bundle's name.  [default: its folder's]")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle if it exists.")
+def command(
+    checkpoint: str, out: Path, config: Path | None, precision: Precision, name: str | None, overwrite: bool
+) -> None:
+    """Export a Versatile Diffusion checkpoint: SHI-Labs' files, a diffusers folder, or the name of one on the hub."""
+    start = time.monotonic()
+
+    def report(graph: str, number: int, total: int) -> None:
+        line = f"[{number}/{total}] {graph}"
+        click.echo(f"{line:<28} {time.monotonic() - start:6.0f} s", err=True)
+        sys.stderr.flush()
+
+    opened = open_checkpoint(checkpoint, config)
+    write_bundle(opened, out, precision=precision, name=name, overwrite=overwrite, report=report)
+    if "gpt2" not in opened.tokenizers:
+        click.echo(
+            f"note: {out} writes no captions: no vocabulary was found; put GPT-2's vocab.json and merges.txt into "
+            f"{checkpoint}/tokenizers/gpt2 and export again",
+            err=True,
+        )
+    elif not opened.has_captions:
+        click.echo(f"note: {out} writes no captions: the checkpoint has no Optimus (optimus-vae.pth)", err=True)
+    click.echo(f"{out}: exported in {time.monotonic() - start:.0f} s")

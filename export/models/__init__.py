@@ -1,0 +1,1 @@
+"""The torch modules of Versatile Diffusion, one implementation for every size."""

@@ -1,0 +1,174 @@
+"""One graph to one ONNX file: tracing, tensor names, stored weights.
+
+Weights are streamed to disk one tensor at a time, so exporting needs the checkpoint once in memory at most. Graphs may
+share a ``WeightFile``: a tensor that occurs in several of them (the context transformers do in both step graphs) is
+stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from unibrain_rt.export.graphs import Graph
+from unibrain_rt.export.precision import Precision, set_precision
+
+OPSET = 18
+EXTERNAL_BYTES = 1.5e9
+_INLINE_BYTES = 1024
+_ALIGNMENT = 4096
+
+
+class WeightFile:
+    """External data that several graphs may refer to; equal tensors are written once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+        self._known: dict[bytes, int] = {}
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def store(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """Write the tensor, unless an equal one is there, and return a reference to it."""
+        data = tensor.tobytes()
+        key = hashlib.sha256(data).digest()
+        if key not in self._known:
+            # Aligned offsets can be mapped into memory.
+            self._file.seek(-(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT)
+            self._known[key] = self._file.tell()
+            self._file.write(data)
+            self._file.flush()
+        return ir.ExternalTensor(
+            self.path.name,
+            self._known[key],
+            len(data),
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=tensor.name or "",
+            base_dir=self.path.parent,
+        )
+
+
+def export_graph(graph: Graph, folder: Path, precision: Precision, weights: WeightFile | None) -> Path:
+    """Trace the graph's module and write ``<folder>/<name>.onnx``.
+
+    Weights go into ``weights`` if given, else into a file beside the graph if they exceed 1.5 GB, else into the graph.
+    """
+    model = trace(graph)
+    _fold_transposed_weights(model)
+    set_precision(model, precision)
+    RemoveUnusedNodesPass()(model)
+    path = folder / f"{graph.name}.onnx"
+    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weights is not None:
+        _store(model, weights)
+    elif stored > EXTERNAL_BYTES:
+        with WeightFile(folder / f"{graph.name}.weights") as own:
+            _store(model, own)
+    ir.save(model, path)
+    return path
+
+
+def trace(graph: Graph) -> ir.Model:
+    """The module as an ONNX model with the graph's tensor names, weights still in torch's memory."""
+    dynamic = None
+    if graph.batch:
+        axis = torch.export.Dim("N", min=1, max=2**20)
+        dynamic = tuple({0: axis} for _ in graph.example)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.module.eval(),
+            tuple(graph.example.values()),
+            input_names=list(graph.example),
+            output_names=list(graph.outputs),
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+        )
+    assert program is not None
+    model = program.model
+    model.graph.name = graph.name
+    _drop_metadata(model)
+    return model
+
+
+def _fold_transposed_weights(model: ir.Model) -> None:
+    """Store weights that are only used transposed the way they are used; torch keeps (out, in), MatMul wants (in, out)."""
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is None or source.const_value is None or source.is_graph_input():
+            continue
+        order = node.attributes["perm"].as_ints()
+        tensor = source.const_value
+        shape = ir.Shape([tensor.shape[axis] for axis in order])
+
+        def transposed(tensor: ir.TensorProtocol = tensor, order: tuple[int, ...] = tuple(order)) -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(np.transpose(tensor.numpy(), order)))
+
+        name = f"{source.name}_transposed"
+        output = node.outputs[0]
+        folded = model.graph.initializers.get(name)
+        if folded is None:
+            folded = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype))
+            folded.const_value = ir.LazyTensor(transposed, dtype=tensor.dtype, shape=shape, name=name)
+            model.graph.register_initializer(folded)
+        ir.convenience.replace_all_uses_with(output, folded)
+        model.graph.remove(node, safe=True)
+        if not source.uses():
+            del model.graph.initializers[source.name]
+
+
+def _store(model: ir.Model, weights: WeightFile) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _INLINE_BYTES:
+            value.const_value = weights.store(tensor)
+
+
+def _drop_metadata(model: ir.Model) -> None:
+    # The exporter notes the Python source of every node, with the paths of the machine it ran on.
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        node.metadata_props.clear()
+        node.doc_string = None
+        if scopes:
+            node.metadata_props["scope"] = scopes
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's chatter about optional packages and its own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,125 @@
+"""Training the phantom from scratch: vocabularies, scenes, the four models, and a checkpoint in the published layout.
+
+The result is a folder that ``unibrain-rt export`` reads like any published checkpoint. Every stage can be stopped and
+started again; stages that do not depend on each other (``autokl`` and ``language``) may run in two processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unibrain_rt.export.config import Architecture
+from unibrain_rt.export.models.autokl import published_key as autokl_key
+from unibrain_rt.export.models.optimus import decoder_key, encoder_key
+from unibrain_rt.export.phantom.architecture import phantom_architecture
+from unibrain_rt.export.phantom.phrases import captions
+from unibrain_rt.export.phantom.scenes import scenes
+from unibrain_rt.export.phantom.stages import (
+    AutoKLLearner,
+    CLIPLearner,
+    Latents,
+    OptimusLearner,
+    UNetLearner,
+    World,
+)
+from unibrain_rt.export.phantom.tokenizers import write_tokenizers
+from unibrain_rt.export.phantom.training import Stage, train
+
+Report = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much is learned. The defaults made the shipped phantom."""
+
+    scenes: int = 16384
+    autokl_steps: int = 2000
+    clip_steps: int = 1600
+    optimus_steps: int = 2600
+    unet_steps: int = 7000
+    seed: int = 0
+
+
+def train_autokl(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
+    """Learn (or load, if learned) the image autoencoder."""
+    learner = AutoKLLearner(_architecture(folder), _world(folder, recipe))
+    stage = Stage("autokl", learner.module, learner.loss, recipe.autokl_steps, 1.5e-3, average=0.99)
+    train(stage, folder, recipe.seed, report)
+    return learner
+
+
+def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLearner, OptimusLearner]:
+    """Learn (or load) CLIP and Optimus."""
+    architecture, world = _architecture(folder), _world(folder, recipe)
+    torch.manual_seed(recipe.seed)
+    clip, optimus = CLIPLearner(architecture, world), OptimusLearner(architecture, world)
+    train(
+        Stage("clip", clip, clip.loss, recipe.clip_steps, 1e-3, weight_decay=0.02, average=0.99),
+        folder,
+        recipe.seed + 1,
+        report,
+    )
+    train(
+        Stage("optimus", optimus, optimus.loss, recipe.optimus_steps, 1e-3, average=0.99),
+        folder,
+        recipe.seed + 2,
+        report,
+    )
+    return clip, optimus
+
+
+def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
+    """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``."""
+    autokl = train_autokl(folder, recipe, report)
+    clip, optimus = train_language(folder, recipe, report)
+    scale_factor = 1 / autokl.latent_std()
+    architecture = _architecture(folder)
+    architecture = replace(architecture, autokl=replace(architecture.autokl, scale_factor=scale_factor))
+    world = _world(folder, recipe)
+    latents = Latents.encode(world, architecture, autokl.module, clip, optimus, scale_factor)
+    torch.manual_seed(recipe.seed)
+    unet = UNetLearner(architecture, latents)
+    train(
+        Stage("unet", unet.module, unet.loss, recipe.unet_steps, 1e-3, average=0.998),
+        folder,
+        recipe.seed + 3,
+        report,
+    )
+    (folder / "config.json").write_text(json.dumps(architecture.to_mapping(), indent=1), encoding="utf-8")
+    levels = len(architecture.autokl.channel_mult)
+    tensors = {
+        **_renamed(unet.module, lambda key: f"diffuser.{key}"),
+        **_renamed(autokl.module, lambda key: f"vae.image.{autokl_key(key, levels)}"),
+        **_renamed(clip.image, lambda key: f"ctx.image.model.{key}"),
+        **_renamed(clip.text, lambda key: f"ctx.text.model.{key}"),
+        **_renamed(optimus.encoder, lambda key: f"vae.text.encoder.{encoder_key(key)}"),
+        **_renamed(optimus.decoder, lambda key: f"vae.text.decoder.{decoder_key(key)}"),
+    }
+    save_file(tensors, folder / "vd-four-flow-v1-0.safetensors")
+
+
+def prepare(folder: Path) -> None:
+    """Write the vocabularies, which fix the sizes of the models."""
+    if not (folder / "tokenizers" / "gpt2" / "vocab.json").is_file():
+        sample = [caption for scene in scenes("train", 6000, 1) for caption in captions(scene)]
+        write_tokenizers(folder / "tokenizers", sample)
+
+
+def _architecture(folder: Path) -> Architecture:
+    prepare(folder)
+    return phantom_architecture(folder / "tokenizers")
+
+
+def _world(folder: Path, recipe: Recipe) -> World:
+    return World.cached(folder, recipe.scenes, recipe.seed, _architecture(folder), folder / "tokenizers")
+
+
+def _renamed(module: nn.Module, rename: Callable[[str], str]) -> dict[str, Tensor]:
+    return {rename(key): value.detach().contiguous() for key, value in module.state_dict().items()}

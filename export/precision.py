@@ -1,0 +1,171 @@
+"""Precision of a graph: fp32, strongly typed fp16, or fp32 with weights stored in half.
+
+An fp16 graph states the type of every tensor, so that an engine that honours types needs no flags. What fp16 cannot
+hold stays in fp32, with casts around it: normalisations and softmax (sums over many values), and the guidance and
+sampler's update, whose errors would add up over the steps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+Precision = Literal["fp32", "fp16", "fp32-half-weights"]
+
+FP32_OPERATORS = frozenset(
+    {
+        "Softmax",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "ReduceMean",
+        "ReduceL2",
+        "ReduceSum",
+        "Sqrt",
+        "Reciprocal",
+        "Pow",
+        "Exp",
+        "Sin",
+        "Cos",
+        "Range",
+    }
+)
+FP32_SCOPES = ("sampler_update",)
+# Tensors that cross the border of the decode keep fp32; what passes between graphs (keys, values, modulations, caches)
+# is fp16 there too.
+FP32_TENSORS = frozenset(
+    {
+        "pixel_values",
+        "image",
+        "latent",
+        "previous_x0",
+        "coefficients",
+        "next_latent",
+        "x0",
+        "image_context",
+        "text_context",
+        "logits",
+        "context",
+    }
+)
+FP32_GRAPHS = frozenset({"unet_time"})
+_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_SMALL = 1024
+_UNTYPED_INPUTS = {"Resize": (1, 2)}
+"""Inputs that ONNX wants in fp32 whatever the type of the rest: Resize's region and scales."""
+
+
+def set_precision(model: ir.Model, precision: Precision) -> None:
+    """Change an fp32 model in place."""
+    if precision == "fp16":
+        _to_half(model)
+    elif precision == "fp32-half-weights":
+        _store_in_half(model)
+
+
+def _store_in_half(model: ir.Model) -> None:
+    graph = model.graph
+    casts = []
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != _FLOAT or tensor.size < _SMALL:
+            continue
+        half = _half_initializer(graph, value)
+        cast = ir.Node("", "Cast", [half], [ir.AttrInt64("to", _FLOAT.value)], num_outputs=1)
+        cast.outputs[0].name = f"{value.name}_fp32"
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(_FLOAT), value.shape
+        casts.append(cast)
+        ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        del graph.initializers[value.name]
+    if casts:
+        graph.insert_before(graph[0], casts)
+
+
+def _to_half(model: ir.Model) -> None:
+    graph = model.graph
+    all_fp32 = graph.name in FP32_GRAPHS
+    converted: dict[tuple[int, ir.DataType], ir.Value] = {}
+
+    def cast(value: ir.Value, to: ir.DataType, before: ir.Node) -> ir.Value:
+        key = (id(value), to)
+        if key not in converted:
+            if value.const_value is not None and to == _HALF:
+                converted[key] = _half_initializer(graph, value)
+            else:
+                node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", to.value)], num_outputs=1)
+                node.outputs[0].name = f"{value.name}_{'fp16' if to == _HALF else 'fp32'}"
+                node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), value.shape
+                graph.insert_before(before, node)
+                converted[key] = node.outputs[0]
+        return converted[key]
+
+    for value in graph.inputs:
+        if value.dtype == _FLOAT and value.name not in FP32_TENSORS:
+            value.type = ir.TensorType(_HALF)
+    for node in list(graph):
+        keep = all_fp32 or _keeps_fp32(node)
+        wanted = _FLOAT if keep else _HALF
+        for place, value in enumerate(node.inputs):
+            if value is None or value.dtype not in (_FLOAT, _HALF):
+                continue
+            want = _FLOAT if place in _UNTYPED_INPUTS.get(node.op_type, ()) else wanted
+            if value.dtype != want:
+                node.replace_input_with(place, cast(value, want, node))
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == _FLOAT.value and not keep:
+            node.attributes["to"] = ir.AttrInt64("to", _HALF.value)
+        if node.op_type in ("Constant", "ConstantOfShape") and not keep:
+            _halve_constant(node)
+        for value in node.outputs:
+            if value.dtype == _FLOAT and node.op_type != "Constant":
+                value.type = ir.TensorType(wanted)
+    _cast_outputs(graph)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+
+
+def _keeps_fp32(node: ir.Node) -> bool:
+    return node.op_type in FP32_OPERATORS or any(scope in node.metadata_props.get("scope", "") for scope in FP32_SCOPES)
+
+
+def _cast_outputs(graph: ir.Graph) -> None:
+    for place, value in enumerate(list(graph.outputs)):
+        want = _FLOAT if value.name in FP32_TENSORS else _HALF
+        if value.dtype not in (_FLOAT, _HALF) or value.dtype == want:
+            continue
+        name = value.name
+        value.name = f"{name}_{'fp16' if want == _FLOAT else 'fp32'}"
+        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", want.value)], num_outputs=1)
+        node.outputs[0].name, node.outputs[0].shape = name, value.shape
+        node.outputs[0].type = ir.TensorType(want)
+        graph.append(node)
+        graph.outputs[place] = node.outputs[0]
+
+
+def _half_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    name = f"{value.name}_half"
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = value.const_value
+    assert tensor is not None
+    half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(_HALF))
+    half.const_value = ir.LazyTensor(
+        lambda tensor=tensor: ir.tensor(_saturated(tensor.numpy())), dtype=_HALF, shape=tensor.shape, name=name
+    )
+    graph.register_initializer(half)
+    return half
+
+
+def _saturated(array: np.ndarray) -> np.ndarray:
+    # Masks are written with the most negative fp32 number, which would become -inf, and NaN in a softmax.
+    limit = np.finfo(np.float16).max
+    return np.where(np.isinf(array), array, np.clip(array, -limit, limit)).astype(np.float16)
+
+
+def _halve_constant(node: ir.Node) -> None:
+    attribute = node.attributes.get("value")
+    if attribute is not None and attribute.as_tensor().dtype == _FLOAT:
+        tensor = ir.tensor(_saturated(attribute.as_tensor().numpy()))
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+        node.outputs[0].type = ir.TensorType(_HALF)

@@ -1,0 +1,229 @@
+"""A checkpoint becomes a bundle: every graph exported, described and hashed, in one folder that appears at the end."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from safetensors.torch import save_file
+
+from unibrain_rt import __version__
+from unibrain_rt.bundle import CONSTANTS, MANIFEST, SCHEMA_VERSION, UNCONDITIONAL, sha256_of
+from unibrain_rt.errors import InputError
+from unibrain_rt.export import checkpoint as checkpoints
+from unibrain_rt.export import graphs
+from unibrain_rt.export.checkpoint import Checkpoint
+from unibrain_rt.export.graphs import Graph
+from unibrain_rt.export.onnx_export import WeightFile, export_graph
+from unibrain_rt.export.pixels import clip_pixels
+from unibrain_rt.export.precision import Precision
+from unibrain_rt.export.tokenization import clip_ids
+from unibrain_rt.presets import PRESETS
+
+Report = Callable[[str, int, int], None]
+CAPTION_TOKENS = 30
+ENCODED_TOKENS = 64
+UNET_WEIGHTS = "unet.weights"
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "vocab.txt")
+_ONNX_TYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.BOOL: "bool",
+}
+
+
+def write_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    name: str | None = None,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> None:
+    """Export every graph of ``checkpoint`` into the new folder ``out``.
+
+    The folder appears whole or not at all: until the end, everything is written to ``.<out>.partial`` beside it.
+
+    Args:
+        precision: of the graphs; ``fp32-half-weights`` computes in fp32 from weights stored in half.
+        report: called with a graph's name, its number and how many there are, before it is exported.
+
+    Raises:
+        InputError: ``out`` exists, or the checkpoint's keys are not what its architecture needs.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already; choose another --out, or replace it with --overwrite")
+    checkpoints.check(checkpoint)
+    with _new_folder(out) as partial:
+        records = _export_graphs(checkpoint, partial / "graphs", precision, report)
+        save_file(_unconditional(checkpoint), partial / CONSTANTS)
+        (partial / CONSTANTS).chmod(0o644)  # safetensors writes for the owner alone
+        tokenizers = _copy_tokenizers(checkpoint, partial)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "name": name or out.name,
+            "precision": precision,
+            "architecture": checkpoint.architecture.to_mapping(),
+            "graphs": records,
+            "presets": {key: preset.to_mapping() for key, preset in PRESETS.items()},
+            "subjects": [],
+            "tokenizers": tokenizers,
+            "provenance": {"unibrain_rt": __version__, "torch": torch.__version__, **checkpoint.provenance()},
+        }
+        write_manifest(partial, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write ``bundle.json`` with the size and SHA-256 of every other file in ``folder``."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {
+        path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in paths
+    }
+    text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def add_subject(bundle: Path, write: Callable[[Path], None], name: str) -> None:
+    """Let ``write`` fill ``subjects/<name>/`` and enter its files into the manifest."""
+    manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    write(bundle / "subjects" / name)
+    manifest["subjects"] = sorted({*manifest["subjects"], name})
+    write_manifest(bundle, manifest)
+
+
+def _export_graphs(
+    checkpoint: Checkpoint, folder: Path, precision: Precision, report: Report | None
+) -> dict[str, dict[str, Any]]:
+    folder.mkdir(parents=True)
+    makers = _graph_makers(checkpoint)
+    records = {}
+    with WeightFile(folder / UNET_WEIGHTS) as weights:
+        for number, (name, make) in enumerate(makers.items(), start=1):
+            if report is not None:
+                report(name, number, len(makers))
+            graph = make()
+            shared = weights if name.startswith("unet_") else None
+            path = export_graph(graph, folder, precision, shared)
+            records[name] = _describe(path, graph)
+            # The next graph's weights need the room of this one's.
+            del graph
+            gc.collect()
+    return records
+
+
+def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
+    """By name, what builds each graph; building loads just the weights it needs."""
+    sizes = checkpoint.architecture
+    fp32 = torch.float32
+
+    def unet(*parts: checkpoints.Part) -> Any:
+        return checkpoints.load_unet(checkpoint, fp32, parts)
+
+    makers: dict[str, Callable[[], Graph]] = {
+        "unet_context": lambda: graphs.unet_context(unet("image.context", "text.context"), sizes),
+        "unet_time": lambda: graphs.unet_time(unet("time")),
+        "unet_image_step": lambda: graphs.unet_step(
+            unet("image.data", "image.context", "text.context"), sizes, "image"
+        ),
+        "unet_text_step": lambda: graphs.unet_step(
+            unet("text.data", "image.context", "text.context"), sizes, "text"
+        ),
+        "autokl_encode": lambda: graphs.autokl_encode(checkpoints.load_autokl(checkpoint, fp32), sizes),
+        "autokl_decode": lambda: graphs.autokl_decode(checkpoints.load_autokl(checkpoint, fp32), sizes),
+        "clip_image": lambda: graphs.clip_image(checkpoints.load_clip_image(checkpoint, fp32), sizes),
+        "clip_text": lambda: graphs.clip_text(checkpoints.load_clip_text(checkpoint, fp32), sizes),
+    }
+    if checkpoint.has_captions:
+        longest_in = int(sizes.optimus.encoder["max_position_embeddings"])
+        longest_out = int(sizes.optimus.decoder["n_positions"])
+        makers["optimus_encode"] = lambda: graphs.optimus_encode(
+            checkpoints.load_optimus_encoder(checkpoint, fp32), min(ENCODED_TOKENS, longest_in)
+        )
+        makers["optimus_decode"] = lambda: graphs.optimus_decode(
+            checkpoints.load_optimus_decoder(checkpoint, fp32),
+            sizes.optimus.latent_size,
+            # The latent takes the first position.
+            min(CAPTION_TOKENS, longest_out - 1),
+        )
+    return makers
+
+
+def _describe(path: Path, graph: Graph) -> dict[str, Any]:
+    model = onnx.load(path, load_external_data=False)
+
+    def tensors(values: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": value.name,
+                "dtype": _ONNX_TYPES[value.type.tensor_type.elem_type],
+                "shape": [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+
+    return {
+        "file": f"graphs/{path.name}",
+        "inputs": tensors(model.graph.input),
+        "outputs": tensors(model.graph.output),
+        "feedback": graph.feedback,
+    }
+
+
+def _unconditional(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """CLIP of a black image and of the empty caption, (1, L, D) each."""
+    sizes = checkpoint.architecture.clip
+    side = int(sizes.vision["image_size"])
+    if "clip" in checkpoint.tokenizers:
+        ids = torch.from_numpy(clip_ids(checkpoint.tokenizers["clip"], [""], sizes.text_tokens))
+    else:
+        # CLIP's vocabularies end with the start and the end token, and it was trained on padding with the end.
+        start, end = sizes.text["vocab_size"] - 2, sizes.text["vocab_size"] - 1
+        ids = torch.tensor([[start, *[end] * (sizes.text_tokens - 1)]])
+    with torch.no_grad():
+        image = checkpoints.load_clip_image(checkpoint, torch.float32)(clip_pixels(torch.zeros(1, 3, side, side)))
+        text = checkpoints.load_clip_text(checkpoint, torch.float32)(ids)
+    return dict(zip(UNCONDITIONAL, (image.contiguous(), text.contiguous()), strict=True))
+
+
+def _copy_tokenizers(checkpoint: Checkpoint, partial: Path) -> dict[str, str]:
+    copied = {}
+    for name, folder in checkpoint.tokenizers.items():
+        target = partial / "tokenizers" / name
+        target.mkdir(parents=True)
+        for file in _TOKENIZER_FILES:
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, target / file)
+        copied[name] = f"tokenizers/{name}"
+    return copied
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    try:
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); free space or choose another --out") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+

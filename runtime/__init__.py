@@ -1,0 +1,43 @@
+"""unibrain-rt: decode what a person saw, image and caption, from one fMRI scan.
+
+    from unibrain_rt import Decoder
+
+    reconstruction = Decoder.open().decode(voxels)
+    reconstruction.image, reconstruction.caption
+
+Names are imported when they are first used, so that ``import unibrain_rt`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unibrain_rt.bundle import Bundle as Bundle
+    from unibrain_rt.decoder import Decoder as Decoder
+    from unibrain_rt.decoder import Reconstruction as Reconstruction
+    from unibrain_rt.errors import UnibrainError as UnibrainError
+    from unibrain_rt.scans import read_scans as read_scans
+
+__version__ = "0.1.0"
+__all__ = ["Bundle", "Decoder", "Reconstruction", "UnibrainError", "__version__", "read_scans"]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Decoder": "decoder",
+    "Reconstruction": "decoder",
+    "UnibrainError": "errors",
+    "read_scans": "scans",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

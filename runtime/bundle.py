@@ -1,0 +1,249 @@
+"""A bundle: the folder that holds everything a decode needs, checked before anything in it is used.
+
+``bundle.json`` names every file with its size and SHA-256. Nothing in a bundle is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unibrain_rt.engines.base import GraphSpec, TensorSpec
+from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.manifest import Fields
+from unibrain_rt.presets import Preset
+from unibrain_rt.samplers import Schedule
+from unibrain_rt.subject import Subject
+
+MANIFEST = "bundle.json"
+SCHEMA_VERSION = 1
+CONSTANTS = "constants.safetensors"
+UNCONDITIONAL = ("unconditional_image_context", "unconditional_text_context")
+_TYPES = ("float32", "float16", "int64", "int32", "bool")
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest says of a file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. ``graphs`` are by name; ``subjects`` are names; ``tokenizers`` are folders by name."""
+
+    folder: Path
+    name: str
+    precision: str
+    architecture: Mapping[str, Any]
+    schedule: Schedule
+    graphs: Mapping[str, GraphSpec]
+    presets: Mapping[str, Preset]
+    files: Mapping[str, FileRecord]
+    subjects: tuple[str, ...]
+    tokenizers: Mapping[str, Path]
+    provenance: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path | None = None, *, verify: bool = True) -> Bundle:
+        """Read the manifest and check every file it names.
+
+        Args:
+            folder: the bundle; by default the phantom that is shipped with this package.
+            verify: compare every file's SHA-256 too, not only its size.
+
+        Raises:
+            InputError: there is no such folder.
+            BundleError: the manifest or a file is missing, damaged or of another version.
+        """
+        folder = phantom_folder() if folder is None else Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such bundle; name a folder that `unibrain-rt export` made")
+        fields = Fields.load(folder / MANIFEST)
+        version = fields.take("schema_version", int)
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{fields.where}: schema version {version}, but this release reads {SCHEMA_VERSION}; "
+                f"{'upgrade unibrain-rt' if version > SCHEMA_VERSION else 'export the bundle again'}"
+            )
+        files = {
+            name: FileRecord(record.take("size_bytes", int), record.take("sha256", str))
+            for name, record in fields.objects("files")
+        }
+        for name in files:
+            _inside(folder, name, fields.where)
+        bundle = cls(
+            folder=folder,
+            name=fields.take("name", str),
+            precision=fields.take("precision", str),
+            architecture=fields.take("architecture", dict),
+            schedule=_schedule(fields.object("architecture")),
+            graphs={name: _graph(folder, name, graph, files) for name, graph in fields.objects("graphs")},
+            presets={name: Preset.from_fields(name, preset) for name, preset in fields.objects("presets")},
+            files=files,
+            subjects=tuple(fields.take("subjects", list)),
+            tokenizers={
+                name: _inside(folder, path, fields.where) for name, path in fields.take("tokenizers", dict).items()
+            },
+            provenance=fields.take("provenance", dict),
+        )
+        if not all(isinstance(subject, str) and _plain(subject) for subject in bundle.subjects):
+            raise BundleError(f"{fields.where}: subjects must be plain names; export the bundle again")
+        bundle._check_files(verify)
+        return bundle
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph called ``name``."""
+        if name not in self.graphs:
+            raise BundleError(f"{self.folder}: the bundle has no graph {name}; export it again")
+        return self.graphs[name]
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether captions can be decoded: Optimus and the GPT-2 vocabulary are there."""
+        return "optimus_decode" in self.graphs and "gpt2" in self.tokenizers
+
+    def preset(self, name: str) -> Preset:
+        """The preset called ``name``."""
+        if name not in self.presets:
+            raise InputError(f"no preset {name!r} in this bundle; it has {', '.join(self.presets)}")
+        return self.presets[name]
+
+    def subject(self, name: str | None = None) -> Subject:
+        """The subject called ``name``, or the only one.
+
+        Raises:
+            InputError: there is no such subject, or a choice is needed.
+            BundleError: the subject's files are damaged.
+        """
+        if not self.subjects:
+            raise InputError(f"{self.folder}: the bundle has no subject; fit one before decoding")
+        if name is None:
+            if len(self.subjects) > 1:
+                raise InputError(f"{self.folder}: choose a subject with --subject: {', '.join(self.subjects)}")
+            name = self.subjects[0]
+        if name not in self.subjects:
+            raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(self.subjects)}")
+        return Subject.open(self.folder / "subjects" / name)
+
+    def unconditional_contexts(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Image and text context of nothing seen and nothing said: (1, L, D) each."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self.folder / CONSTANTS
+        try:
+            tensors = load_file(path)
+            image, text = (tensors[name] for name in UNCONDITIONAL)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise BundleError(f"{path}: {' and '.join(UNCONDITIONAL)} cannot be read; export the bundle again") from error
+        for name, array in zip(UNCONDITIONAL, (image, text), strict=True):
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise BundleError(f"{path}: {name} is not finite float32; export the bundle again")
+        return image, text
+
+    def fingerprint(self) -> str:
+        """A short hash of everything in the bundle, for reports."""
+        lines = "".join(f"{name}:{record.sha256}\n" for name, record in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+    def _check_files(self, verify: bool) -> None:
+        for name, record in self.files.items():
+            path = self.folder / name
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleError(f"{path}: not a plain file; copy or export the bundle again")
+            if found.st_size != record.size_bytes:
+                raise BundleError(
+                    f"{path}: {found.st_size} bytes, but the manifest says {record.size_bytes}; "
+                    "copy or export the bundle again"
+                )
+            if verify and sha256_of(path) != record.sha256:
+                raise BundleError(f"{path}: its contents changed (SHA-256 differs); copy or export the bundle again")
+
+
+def phantom_folder() -> Path:
+    """Where the bundle shipped with this package lies."""
+    return Path(__file__).parent / "phantom"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+    return digest.hexdigest()
+
+
+def _schedule(architecture: Fields) -> Schedule:
+    fields = architecture.object("schedule")
+    try:
+        return Schedule(
+            fields.take("timesteps", int),
+            fields.take("beta_start", float),
+            fields.take("beta_end", float),
+            fields.take("beta_schedule", str),
+        )
+    except InputError as error:
+        raise BundleError(f"{fields.where}: {error}") from error
+
+
+def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileRecord]) -> GraphSpec:
+    inputs = tuple(_tensor(item) for item in fields.list_of_objects("inputs"))
+    outputs = tuple(_tensor(item) for item in fields.list_of_objects("outputs"))
+    feedback = fields.take("feedback", dict)
+    sizes_in, sizes_out = ({spec.name: (spec.dtype, spec.shape) for spec in part} for part in (inputs, outputs))
+    for output, source in feedback.items():
+        if output not in sizes_out or sizes_in.get(source) != sizes_out[output]:
+            raise BundleError(f"{fields.where}: feedback {output} does not fit an input; export the bundle again")
+    file = fields.take("file", str)
+    if file not in files:
+        raise BundleError(f"{fields.where}: {file} is not among the manifest's files; export the bundle again")
+    return GraphSpec(name, folder / file, inputs, outputs, feedback)
+
+
+def _tensor(fields: Fields) -> TensorSpec:
+    shape = tuple(fields.take("shape", list))
+    if not all((isinstance(size, int) and not isinstance(size, bool) and size > 0) or isinstance(size, str) for size in shape):
+        raise BundleError(f"{fields.where}: shape must hold sizes above 0 or names; export the bundle again")
+    dtype = fields.take("dtype", str)
+    if dtype not in _TYPES:
+        raise BundleError(f"{fields.where}: unknown type {dtype!r}; export the bundle again")
+    if sum(1 for _ in shape) > 8 or np.prod([s for s in shape if isinstance(s, int)], dtype=np.float64) > 2**40:
+        raise BundleError(f"{fields.where}: shape is too large; export the bundle again")
+    return TensorSpec(fields.take("name", str), dtype, shape)
+
+
+def _inside(folder: Path, name: object, where: str) -> Path:
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        raise BundleError(f"{where}: {name!r} is not a file name; export the bundle again")
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or os.path.splitdrive(name)[0]:
+        raise BundleError(f"{where}: {name!r} points outside the bundle; export the bundle again")
+    return folder / name
+
+
+def _plain(name: str) -> bool:
+    return bool(name) and not set(name) & set("/\\\0") and name not in (".", "..")

@@ -1,0 +1,86 @@
+"""Presets: how long a decode may take, and so how it samples. They live in the bundle's manifest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.manifest import Fields
+from unibrain_rt.samplers import SAMPLERS, SamplerTable, Schedule, build_table
+
+Flow = Literal["image", "caption"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sampler settings of both flows.
+
+    ``strength`` is the share of the schedule that runs: the predicted latent is noised that far and denoised again.
+    ``image_ratio`` weighs the image context against the text context when an image is decoded,
+    ``caption_image_ratio`` when a caption is. Guidance acts where the timestep's share of the schedule lies in
+    ``guidance_interval``.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    strength: float = 0.75
+    guidance_scale: float = 7.5
+    guidance_interval: tuple[float, float] | None = None
+    image_ratio: float = 0.6
+    caption_image_ratio: float = 0.9
+
+    @classmethod
+    def from_fields(cls, name: str, fields: Fields) -> Preset:
+        """Read from a manifest.
+
+        Raises:
+            BundleError: a value is missing or makes no sense.
+        """
+        interval = fields.optional("guidance_interval", list)
+        if interval is not None and (len(interval) != 2 or not all(isinstance(v, (int, float)) for v in interval)):
+            raise BundleError(f"{fields.where}: guidance_interval must be two numbers; export the bundle again")
+        preset = cls(
+            sampler=fields.take("sampler", str),
+            steps=fields.take("steps", int),
+            strength=fields.take("strength", float),
+            guidance_scale=fields.take("guidance_scale", float),
+            guidance_interval=None if interval is None else (float(interval[0]), float(interval[1])),
+            image_ratio=fields.take("image_ratio", float),
+            caption_image_ratio=fields.take("caption_image_ratio", float),
+        )
+        if preset.sampler not in SAMPLERS:
+            raise BundleError(f"{fields.where}: unknown sampler {preset.sampler!r}; known are {', '.join(SAMPLERS)}")
+        return preset
+
+    def table(self, schedule: Schedule, flow: Flow) -> SamplerTable:
+        """The sampler's table for one flow.
+
+        Raises:
+            BundleError: the settings are out of range.
+        """
+        ratio = self.image_ratio if flow == "image" else self.caption_image_ratio
+        try:
+            return build_table(
+                schedule,
+                self.sampler,
+                self.steps,
+                self.strength,
+                self.guidance_scale,
+                self.guidance_interval,
+                ratio,
+            )
+        except (InputError, TypeError) as error:
+            raise BundleError(f"preset: {error}") from error
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The manifest's form."""
+        return asdict(self)
+
+
+# DPM-Solver++ at 0.74 starts at the timestep at which DDIM's 50 steps at 0.75 start.
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(),
+    "fast": Preset(sampler="dpm-solver++2m", steps=16, strength=0.74),
+    "realtime": Preset(sampler="dpm-solver++2m", steps=8, strength=0.74),
+}

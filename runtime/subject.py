@@ -1,0 +1,345 @@
+"""Subjects: one person's voxel statistics and four ridge heads, from betas to latents and contexts.
+
+A subject is a folder of two files. ``subject.json`` holds::
+
+    schema_version   1
+    name, voxels     voxels = V
+    beta_scale       stored int16 betas are multiplied by it (1/300 for NSD)
+    heads            for each of `HEADS`: shape (without the batch), rank (null where the head is exact),
+                     alpha, held_out_correlation (mean over targets), fidelity (share of the exact
+                     predictions' variance that the factors keep); the last three may be null if unknown
+    fitted_on        free provenance: scans, repeats, ...
+
+``heads.safetensors`` holds ``voxel_mean`` and ``voxel_std`` (V,), optionally ``mask`` (x, y, z) uint8, and
+per head, with T the product of its shape, ``<head>.left`` (V, rank) and ``<head>.right`` (rank, T) in float16
+or float32, or for an exact head ``<head>.left`` (V, T) alone; ``<head>.bias`` and ``<head>.target_mean``
+(T,); ``<head>.calibration`` (T,) or (1,). All but factors and mask are float32. A prediction is::
+
+    z = (betas - voxel_mean) / voxel_std          0 where voxel_std is 0
+    y = z @ left @ right + bias
+    prediction = target_mean + calibration * (y - target_mean)
+
+Nothing in it depends on the other scans of a batch: every scan goes through the same operations, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.scans import VoxelSpace, one_line
+
+HEADS = ("image_latent", "text_latent", "image_context", "text_context")
+SCHEMA_VERSION = 1
+DESCRIPTION_FILE, TENSOR_FILE = "subject.json", "heads.safetensors"
+
+_DESCRIPTION_BYTES = 1 << 20  # a subject.json has about one thousand
+_BLOCK_BYTES = 4 << 20  # of factors at a time in float32
+_FAR = 1e4  # standard deviations; closer than this, only a damaged head gives infinities
+
+_ADVICE = "copy the subject again, or fit it anew"
+_FLOAT32, _FACTORS = ("F32",), ("F16", "F32")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What ``subject.json`` says of a head; ``shape`` is a prediction's without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int | None  # None: exact, one dense matrix
+    alpha: float | None
+    held_out_correlation: float | None
+    fidelity: float | None
+
+    @property
+    def targets(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Offsets:
+    """What turns ``z @ left @ right`` into a prediction; (T,) each, ``calibration`` also (1,)."""
+
+    bias: NDArray[np.float32]
+    target_mean: NDArray[np.float32]
+    calibration: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An open subject: its factors stay in the mapped file, everything else was read and checked."""
+
+    folder: Path
+    name: str
+    voxels: int
+    beta_scale: float
+    heads: Mapping[str, Head]
+    fitted_on: Mapping[str, Any]
+    voxel_space: VoxelSpace
+    _voxel_mean: NDArray[np.float32]
+    _voxel_std: NDArray[np.float32]
+    _offsets: Mapping[str, _Offsets]
+    _tensors: Any  # safetensors' handle on the mapped file
+
+    @classmethod
+    def open(cls, folder: Path) -> Subject:
+        """Map a subject's folder and check all of it but the factors' values.
+
+        Raises `BundleError`: a file is missing or damaged, or the two do not agree.
+        """
+        folder = Path(folder)
+        path = folder / DESCRIPTION_FILE
+        described = _description(path)
+        version = described.get("schema_version")
+        if isinstance(version, bool) or version != SCHEMA_VERSION:
+            problem = f"schema version {_shown(version)}, but this unibrain-rt reads {SCHEMA_VERSION}"
+            raise _broken(path, problem, "fit the subject with the same version of unibrain-rt")
+        name = described.get("name")
+        if not isinstance(name, str) or not name.strip():
+            raise _broken(path, f"name is {_shown(name)}, not a text")
+        voxels = _whole(path, "voxels", described.get("voxels"))
+        scale = _number(path, "beta_scale", described.get("beta_scale"), 0.0, math.inf)
+        if scale == 0.0:
+            raise _broken(path, "beta_scale is 0, but it must be above")
+        heads = _heads(path, described.get("heads"))
+        fitted_on = described.get("fitted_on", {})
+        if not isinstance(fitted_on, dict):
+            raise _broken(path, f"fitted_on is {_shown(fitted_on)}, not an object")
+
+        path = folder / TENSOR_FILE
+        tensors = _tensors(path, voxels, heads)
+        mean = _statistic(path, tensors, "voxel_mean")
+        std = _statistic(path, tensors, "voxel_std", low=0.0)
+        offsets = {
+            head: _Offsets(
+                _statistic(path, tensors, f"{head}.bias"),
+                _statistic(path, tensors, f"{head}.target_mean"),
+                _statistic(path, tensors, f"{head}.calibration", low=0.0),
+            )
+            for head in heads
+        }
+        space = VoxelSpace(name, voxels, scale, _mask(path, tensors, voxels))
+        return cls(folder, name, voxels, scale, heads, fitted_on, space, mean, std, offsets, tensors)
+
+    def head_shape(self, name: str) -> tuple[int, ...]:
+        """Shape, without the batch, of what one of `HEADS` predicts."""
+        return self.heads[name].shape
+
+    def predict(self, betas: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Latents and contexts of every head, (N, *shape) float32, from betas (N, V), or (V,) for one scan.
+
+        A scan's prediction is the same, bit for bit, alone and in any batch. Raises `InputError` for betas
+        that are not this subject's, `BundleError` if a head is damaged.
+        """
+        z = self._z_scores(betas)
+        return {name: self._predict(z, head) for name, head in self.heads.items()}
+
+    def _z_scores(self, betas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        betas = np.asarray(betas)
+        label = self.voxel_space.label
+        if betas.ndim not in (1, 2) or betas.dtype.kind != "f":
+            problem = (
+                f"betas are {betas.ndim}-D of {betas.dtype}, but {label} takes (voxels,) or (scans, voxels)"
+            )
+            raise InputError(one_line(f"{problem} of floating point"))
+        if betas.shape[-1] != self.voxels:
+            problem = f"{betas.shape[-1]:,} voxels, but {label} has {self.voxels:,}"
+            raise InputError(f"{problem}: give that subject's voxels, or choose another with --subject")
+        constant = self._voxel_std == 0.0
+        with np.errstate(all="ignore"):  # what does not fit is found below
+            z = np.array(betas, np.float32, order="C", ndmin=2)
+            z -= self._voxel_mean
+            z /= np.where(constant, np.float32(1.0), self._voxel_std)
+        if not np.isfinite(z).all():
+            raise InputError(
+                f"betas that are not finite, or too large for {label}: mend the scan or leave it out"
+            )
+        z[:, constant] = 0.0
+        return z
+
+    def _predict(self, z: NDArray[np.float32], head: Head) -> NDArray[np.float32]:
+        offsets = self._offsets[head.name]
+        with np.errstate(all="ignore"):
+            y = self._times(z, f"{head.name}.left")
+            if head.rank is not None:
+                y = self._times(y, f"{head.name}.right")
+            y += offsets.bias - offsets.target_mean
+            y *= offsets.calibration
+            y += offsets.target_mean
+        if not np.isfinite(y).all():
+            if float(np.abs(z).max()) > _FAR:
+                problem = f"betas up to {float(np.abs(z).max()):.1g} standard deviations from those of"
+                raise InputError(f"{problem} {self.voxel_space.label}: check their units, and mend the scan")
+            raise _broken(self.folder / TENSOR_FILE, f"{head.name} gives values that are not finite")
+        return y.reshape(len(z), *head.shape)
+
+    def _times(self, rows: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        """``rows @ factor`` (N, M) for the factor (K, M) of that name, which is widened a block at a time."""
+        with _reading(self.folder / TENSOR_FILE):
+            factor = self._tensors.get_slice(name)
+            length, width = factor.get_shape()
+            product = np.zeros((len(rows), width), np.float32)
+            step = max(1, _BLOCK_BYTES // (4 * width))
+            for start in range(0, length, step):
+                block = np.asarray(factor[start : start + step], np.float32)
+                # One product a scan: a matrix product would add up in an order that depends on the batch.
+                for total, row in zip(product, rows, strict=True):
+                    total += row[start : start + step] @ block
+        return product
+
+
+def _broken(path: Path, problem: str, advice: str = _ADVICE) -> BundleError:
+    return BundleError(one_line(f"{one_line(str(path), 100)}: {one_line(problem, 130)}: {advice}"))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, dict)):
+        return f"a {type(value).__name__} of {len(value):,}"
+    return "missing" if value is None else one_line(repr(value), 30)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Make one `BundleError` of what the parsers raise."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except MemoryError as error:
+        raise _broken(path, "does not fit in memory", "close other programs") from error
+    except OSError as error:
+        raise _broken(path, f"cannot be read ({error.strerror or error})") from error
+    except (SafetensorError, ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+        raise _broken(path, f"damaged ({one_line(str(error), 90)})") from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise _broken(path, "no such file")
+    if not path.is_file():
+        raise _broken(path, "not a regular file")
+
+
+def _description(path: Path) -> dict[str, Any]:
+    with _reading(path):
+        _check_file(path)
+        if path.stat().st_size > _DESCRIPTION_BYTES:
+            raise _broken(path, f"{path.stat().st_size:,} bytes, too many for a subject")
+        described = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(described, dict):
+        raise _broken(path, f"a JSON object is expected, not {_shown(described)}")
+    return described
+
+
+def _whole(path: Path, what: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 40:
+        raise _broken(path, f"{what} is {_shown(value)}, not a whole number of at least 1")
+    return value
+
+
+def _number(path: Path, what: str, value: object, low: float, high: float) -> float:
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.nan
+    if not (math.isfinite(number) and low <= number <= high):
+        limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise _broken(path, f"{what} is {_shown(value)}, not a finite number {limits}")
+    return number
+
+
+def _heads(path: Path, described: object) -> dict[str, Head]:
+    if not isinstance(described, dict) or set(described) != set(HEADS):
+        found = ", ".join(described) or "none" if isinstance(described, dict) else _shown(described)
+        raise _broken(path, f"heads are {one_line(found, 60)}, not {', '.join(HEADS)}")
+    heads = {}
+    for name in HEADS:
+        entry = described[name]
+        if not isinstance(entry, dict):
+            raise _broken(path, f"head {name} is {_shown(entry)}, not an object")
+        shape = entry.get("shape")
+        if not isinstance(shape, list) or not 1 <= len(shape) <= 8:
+            raise _broken(path, f"shape of {name} is {_shown(shape)}, not a list of up to 8 numbers")
+        optional = {}
+        for key, low, high in (
+            ("alpha", 0.0, math.inf),
+            ("held_out_correlation", -1.0, 1.0),
+            ("fidelity", 0.0, 1.0),
+        ):
+            value = entry.get(key)
+            optional[key] = None if value is None else _number(path, f"{key} of {name}", value, low, high)
+        rank = entry.get("rank")
+        heads[name] = Head(
+            name,
+            tuple(_whole(path, f"shape of {name}", extent) for extent in shape),
+            None if rank is None else _whole(path, f"rank of {name}", rank),
+            **optional,
+        )
+    return heads
+
+
+def _tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> Any:
+    """The mapped file, after its header was compared with the description."""
+    from safetensors import safe_open
+
+    wanted: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
+        "voxel_mean": (_FLOAT32, ((voxels,),)),
+        "voxel_std": (_FLOAT32, ((voxels,),)),
+    }
+    for name, head in heads.items():
+        width = head.targets
+        wanted[f"{name}.left"] = (_FACTORS, ((voxels, head.rank or width),))
+        if head.rank is not None:
+            wanted[f"{name}.right"] = (_FACTORS, ((head.rank, width),))
+        wanted[f"{name}.bias"] = wanted[f"{name}.target_mean"] = (_FLOAT32, ((width,),))
+        wanted[f"{name}.calibration"] = (_FLOAT32, ((width,), (1,)))
+    with _reading(path):
+        _check_file(path)
+        tensors: Any = safe_open(path, framework="numpy")
+        there = set(tensors.keys()) - {"mask"}
+        for verb, names in (("has no", set(wanted) - there), ("has an unknown", there - set(wanted))):
+            if names:
+                raise _broken(path, f"{verb} {one_line(', '.join(sorted(names)), 80)}")
+        for key, (types, shapes) in wanted.items():
+            header = tensors.get_slice(key)
+            found = (header.get_dtype(), tuple(header.get_shape()))
+            if found[0] not in types or found[1] not in shapes:
+                expected = f"{' or '.join(types)} {' or '.join(map(str, shapes))}"
+                raise _broken(path, f"{key} is {found[0]} {found[1]}, but {DESCRIPTION_FILE} says {expected}")
+    return tensors
+
+
+def _statistic(path: Path, tensors: Any, name: str, low: float = -math.inf) -> NDArray[np.float32]:
+    with _reading(path):
+        values: NDArray[np.float32] = tensors.get_tensor(name)
+    if not np.isfinite(values).all():
+        raise _broken(path, f"{name} has values that are not finite")
+    if float(values.min()) < low:
+        raise _broken(path, f"{name} has values below {low:g}")
+    return values
+
+
+def _mask(path: Path, tensors: Any, voxels: int) -> NDArray[np.bool_] | None:
+    with _reading(path):
+        if "mask" not in tensors.keys():  # noqa: SIM118  (the handle is no mapping)
+            return None
+        header = tensors.get_slice("mask")
+        found = (header.get_dtype(), tuple(header.get_shape()))
+        if found[0] != "U8" or len(found[1]) != 3:
+            raise _broken(path, f"mask is {found[0]} {found[1]}, not U8 in 3 dimensions")
+        stored: NDArray[np.uint8] = tensors.get_tensor("mask")
+    inside = np.asarray(stored != 0, np.bool_)
+    if int(stored.max(initial=0)) > 1 or int(inside.sum()) != voxels:
+        problem = f"mask has {int(inside.sum()):,} voxels and values up to {stored.max(initial=0)}"
+        raise _broken(path, f"{problem}, not {voxels:,} ones")
+    return inside
