@@ -1,7 +1,8 @@
 """The interface every back end implements: graphs become sessions with fixed shapes and fixed buffers.
 
-An ``Engine`` checks and opens, a ``Session`` runs. Everything a run needs is bound when a session is opened, so that
-running allocates nothing. Public methods check their arguments; the ``_…_impl`` hooks of a back end do the work.
+An ``Engine`` checks and opens, a ``Session`` runs. Everything a run needs is bound when a session is opened,
+so that running allocates nothing. Public methods check their arguments; the ``_…_impl`` hooks of a back end
+do the work.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class GraphSpec:
     feedback: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> TensorSpec:
-        """The input or output called ``name``."""
+        """The input or output called ``name``; EngineError if there is none."""
         for spec in (*self.inputs, *self.outputs):
             if spec.name == name:
                 return spec
@@ -59,25 +60,42 @@ class Session(ABC):
         self.free = free
 
     def write(self, name: str, value: Array | np.generic | float) -> None:
-        """Copy ``value`` into an input; it is broadcast and cast to the input's shape and type."""
+        """Copy ``value`` into an input; it is broadcast and cast to the input's shape and type.
+
+        Raises:
+            EngineError: there is no such input, or ``value`` does not fit it.
+        """
         spec = self.graph.tensor(name)
+        if spec not in self.graph.inputs:
+            raise EngineError(f"graph {self.graph.name}: {name} is an output and cannot be written")
         target = spec.sized(self.free)
-        if np.shape(value) != target:
+        array = np.asarray(value)
+        if array.shape != target:
             try:
-                value = np.broadcast_to(value, target)
+                array = np.broadcast_to(array, target)
             except ValueError:
-                raise EngineError(
-                    f"graph {self.graph.name}: {name} has shape {target}, but {np.shape(value)} was given"
-                ) from None
-        self._write_impl(name, np.asarray(value))
+                problem = f"{name} has shape {target}, but {array.shape} was given"
+                raise EngineError(f"graph {self.graph.name}: {problem}") from None
+        if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+            problem = f"{name} is {spec.dtype}, but {array.dtype} was given"
+            raise EngineError(f"graph {self.graph.name}: {problem}")
+        self._write_impl(name, array)
 
     def read(self, name: str) -> Array:
-        """An output of the last run, or an input as it stands, as a copy on the host."""
-        return self._read_impl(name)
+        """An output of the last run, or an input as it stands, as a copy on the host.
+
+        Raises:
+            EngineError: there is no such tensor.
+        """
+        return self._read_impl(self.graph.tensor(name).name)
 
     @abstractmethod
     def run(self) -> None:
-        """Run once. Outputs named in ``graph.feedback`` become the inputs of the next run, without a copy."""
+        """Run once. Outputs named in ``graph.feedback`` become the inputs of the next run, without a copy.
+
+        Raises:
+            EngineError: the back end fails.
+        """
 
     @abstractmethod
     def buffer(self, name: str) -> object:
@@ -95,9 +113,7 @@ class Engine(ABC):
 
     name: str
 
-    def open(
-        self, graph: GraphSpec, *, free: int = 1, shared: Mapping[str, object] | None = None
-    ) -> Session:
+    def open(self, graph: GraphSpec, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
         """Load a graph.
 
         Args:
@@ -106,14 +122,18 @@ class Engine(ABC):
             shared: buffers of other sessions to bind instead of own ones, by tensor name.
 
         Raises:
-            EngineError: the file cannot be loaded or its tensors are not those of ``graph``.
+            EngineError: the file cannot be loaded, or its tensors or a buffer do not fit ``graph``.
         """
         if not graph.path.is_file():
             raise EngineError(f"{graph.path.name}: the graph's file is missing; export the bundle again")
         for name in shared or {}:
+            graph.tensor(name)
             if name in graph.feedback or name in graph.feedback.values():
                 raise EngineError(f"graph {graph.name}: {name} is fed back and cannot be shared")
-        return self._open_impl(graph, free, shared or {})
+        try:
+            return self._open_impl(graph, free, shared or {})
+        except MemoryError as error:
+            raise EngineError(f"graph {graph.name}: does not fit in memory; close other programs") from error
 
     @abstractmethod
     def describe(self) -> dict[str, str | int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ _ONNX_TYPES = {
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
 }
-_LOG_ERRORS_ONLY = 3
+_LOG_NOTHING = 4  # what goes wrong is raised, too
 
 
 class OnnxRuntimeEngine(Engine):
@@ -39,18 +39,20 @@ class OnnxRuntimeEngine(Engine):
                 'engine onnxruntime is not installed; run: pip install "unibrain-rt[cpu]"'
             ) from error
         if "CPUExecutionProvider" not in onnxruntime.get_available_providers():
-            raise EngineError("this onnxruntime has no CPU provider; run: pip install --force-reinstall onnxruntime")
+            advice = "pip install --force-reinstall onnxruntime"
+            raise EngineError(f"this onnxruntime has no CPU provider; run: {advice}")
         self._onnxruntime: Any = onnxruntime
         self.threads = threads if threads is not None else usable_cores()
 
     def describe(self) -> dict[str, str | int]:
-        return {"engine": self.name, "version": self._onnxruntime.__version__, "device": "cpu", "threads": self.threads}
+        version = self._onnxruntime.__version__
+        return {"engine": self.name, "version": version, "device": "cpu", "threads": self.threads}
 
     def _open_impl(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> Session:
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_NOTHING
         # Sessions share one decode's time line; a spinning thread of one would take the other's core.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
@@ -58,13 +60,15 @@ class OnnxRuntimeEngine(Engine):
                 str(graph.path), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise EngineError(f"{graph.path.name}: onnxruntime cannot load it ({_first_line(error)})") from error
+            raise EngineError(
+                f"{graph.path.name}: onnxruntime cannot load it ({_first_line(error)})"
+            ) from error
         _check_tensors(graph, session)
         return OnnxRuntimeSession(self._onnxruntime, session, graph, free, shared)
 
 
 class OnnxRuntimeSession(Session):
-    """Buffers are numpy arrays bound once. Tensors that are fed back own two, which change roles at every run."""
+    """Buffers are numpy arrays bound once. Tensors that are fed back own two, which swap roles every run."""
 
     def __init__(
         self, onnxruntime: Any, session: Any, graph: GraphSpec, free: int, shared: Mapping[str, object]
@@ -72,12 +76,14 @@ class OnnxRuntimeSession(Session):
         super().__init__(graph, free)
         self._session = session
         self._run_options = onnxruntime.RunOptions()
-        self._run_options.log_severity_level = _LOG_ERRORS_ONLY
+        self._run_options.log_severity_level = _LOG_NOTHING
         self._turn = 0
         self._buffers: dict[str, Array] = {}
         for spec in (*graph.inputs, *graph.outputs):
-            given = shared.get(spec.name)
-            self._buffers[spec.name] = _empty(spec, free) if given is None else _checked(given, spec, graph, free)
+            if spec.name in shared:
+                self._buffers[spec.name] = _checked(shared[spec.name], spec, graph, free)
+            else:
+                self._buffers[spec.name] = np.zeros(spec.sized(free), dtype=spec.dtype)
         # The odd turn reads where the even one wrote, and writes where it read.
         even = {name: name for name in self._buffers}
         odd = dict(even)
@@ -91,7 +97,9 @@ class OnnxRuntimeSession(Session):
         try:
             self._session.run_with_iobinding(self._bindings[self._turn], self._run_options)
         except Exception as error:
-            raise EngineError(f"graph {self.graph.name}: onnxruntime failed ({_first_line(error)})") from error
+            raise EngineError(
+                f"graph {self.graph.name}: onnxruntime failed ({_first_line(error)})"
+            ) from error
         self._turn = (self._turn + 1) % len(self._bindings)
 
     def buffer(self, name: str) -> object:
@@ -113,7 +121,8 @@ class OnnxRuntimeSession(Session):
     def _read_impl(self, name: str) -> Array:
         # After a run the turn has moved on: what was an output's buffer is its input's now.
         name = self.graph.feedback.get(name, name)
-        return self._buffers[self._place[self._turn][name]].copy()
+        array: Array = self._buffers[self._place[self._turn][name]].copy()
+        return array
 
 
 def usable_cores() -> int:
@@ -123,31 +132,32 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _empty(spec: TensorSpec, free: int) -> Array:
-    return np.zeros(spec.sized(free), dtype=spec.dtype)
-
-
 def _checked(buffer: object, spec: TensorSpec, graph: GraphSpec, free: int) -> Array:
-    if not isinstance(buffer, np.ndarray) or buffer.shape != spec.sized(free) or buffer.dtype != np.dtype(spec.dtype):
+    if not isinstance(buffer, np.ndarray) or (buffer.shape, buffer.dtype) != (spec.sized(free), spec.dtype):
         raise EngineError(f"graph {graph.name}: the shared buffer of {spec.name} has another shape or type")
-    return buffer
+    array: Array = buffer
+    return array
 
 
 def _check_tensors(graph: GraphSpec, session: Any) -> None:
+    """Compare the file's inputs and outputs with the manifest's; an axis may be free in one of them alone."""
     for kind, specs, found in (
         ("input", graph.inputs, session.get_inputs()),
         ("output", graph.outputs, session.get_outputs()),
     ):
-        have = {node.name: (_ONNX_TYPES.get(node.type, node.type), len(node.shape)) for node in found}
-        want = {spec.name: (spec.dtype, len(spec.shape)) for spec in specs}
-        if have != want:
-            odd = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
-            raise EngineError(
-                f"{graph.path.name}: {kind} {odd[0]!r} is not as the manifest says; export the bundle again"
-            )
-        for node, spec in zip(found, specs, strict=True):
-            if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(node.shape, spec.shape, strict=True)):
-                raise EngineError(f"{graph.path.name}: {kind} {node.name!r} has another shape than the manifest says")
+        have = {node.name: (_ONNX_TYPES.get(node.type, node.type), node.shape) for node in found}
+        want = {spec.name: (spec.dtype, spec.shape) for spec in specs}
+        odd = sorted(name for name in have.keys() | want.keys() if not _alike(have.get(name), want.get(name)))
+        if odd:
+            problem = f"{kind} {odd[0]!r} is not as the manifest says"
+            raise EngineError(f"{graph.path.name}: {problem}; export the bundle again")
+
+
+def _alike(have: tuple[str, Sequence[Any]] | None, want: tuple[str, Sequence[Any]] | None) -> bool:
+    if have is None or want is None or have[0] != want[0] or len(have[1]) != len(want[1]):
+        return False
+    sizes = zip(have[1], want[1], strict=True)
+    return all(a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
 
 
 def _first_line(error: Exception) -> str:

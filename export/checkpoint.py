@@ -6,26 +6,23 @@ type in which they are stored shares the mapped pages, so that a checkpoint is n
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from accelerate import init_empty_weights
 from diffusers.models import AutoencoderKL
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unibrain_rt.bundle import sha256_of
 from unibrain_rt.errors import InputError
 from unibrain_rt.export import layouts
 from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.layouts import Role, Shape
+from unibrain_rt.export.layouts import Shape
 from unibrain_rt.export.models.autokl import build_autokl, published_key
 from unibrain_rt.export.models.clip import (
     CLIPImageContext,
@@ -35,9 +32,10 @@ from unibrain_rt.export.models.clip import (
 )
 from unibrain_rt.export.models.optimus import OptimusDecoder, OptimusEncode, decoder_key, encoder_key
 from unibrain_rt.export.models.unet import FourFlowUNet
+from unibrain_rt.export.sizes import architecture_of
+from unibrain_rt.export.weights import Stored, first_line, read_weights
 
 Part = Literal["image.data", "text.data", "image.context", "text.context", "time"]
-Module = TypeVar("Module", bound=nn.Module)
 
 LISTED = 20
 _OPTIMUS = "vae.text."
@@ -45,21 +43,13 @@ _TIED = ("vae.text.decoder.lm_head.weight", "vae.text.decoder.transformer.wte.we
 _TIME = re.compile(r"diffuser\.text\.time_embed\.")
 
 
-class Stored(NamedTuple):
-    """A tensor in a file."""
-
-    shape: Shape
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint.
 
-    Names are canonical (see ``layouts``). Shapes are as stored: a 1×1 convolution, (N, M, 1, 1) in one layout, may
-    be (N, M) in the other. ``sizes_from`` says where the architecture was read, ``files`` are all that was opened,
-    ``tokenizers`` the folders found for ``gpt2``, ``bert`` and ``clip``.
+    Names are canonical (see ``layouts``). Shapes are as stored: a 1×1 convolution, (N, M, 1, 1) in one
+    layout, may be (N, M) in the other. ``sizes_from`` says where the architecture was read, ``files`` are
+    all that were opened, ``tokenizers`` the folders found for ``gpt2``, ``bert`` and ``clip``.
     """
 
     source: str
@@ -88,7 +78,7 @@ class Checkpoint:
         try:
             return self._stored(key).read()
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{self.source}: {key} cannot be read ({_line(error)})") from error
+            raise InputError(f"{self.source}: {key} cannot be read ({first_line(error)})") from error
 
     def provenance(self, hashes: bool = False) -> dict[str, Any]:
         """Where the weights come from, for a manifest: sizes of the files and, on request, their SHA-256."""
@@ -123,11 +113,11 @@ def open_checkpoint(source: str | Path, config: Path | None = None) -> Checkpoin
             raise InputError(f"{label}: {kind}; name a checkpoint folder or a hub repository owner/name")
         found = _find(label, lambda name: (folder / name).is_file())
         files: dict[str, Path] = {}
-        stored = {role: _read(folder, name, files) for role, name in found.files.items()}
-        architecture, sizes_from = _sizes(folder, found, config, stored)
+        stored = {role: read_weights(folder, name, files) for role, name in found.files.items()}
+        architecture, sizes_from = architecture_of(folder, found, config, stored)
         tokenizers = _tokenizers(folder, found.root)
     except OSError as error:
-        raise InputError(f"{label}: cannot be read ({_line(error)})") from error
+        raise InputError(f"{label}: cannot be read ({first_line(error)})") from error
     tensors: dict[str, Stored] = {}
     blocks, levels = layouts.unet_blocks(architecture.unet), len(architecture.autokl.channel_mult)
     for role, entries in stored.items():
@@ -257,7 +247,7 @@ def _empty(component: _Component, checkpoint: Checkpoint) -> nn.Module:
             return component.build(checkpoint.architecture)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"no model can be built of the sizes from {checkpoint.sizes_from} ({_line(error)})"
+            f"no model can be built of the sizes from {checkpoint.sizes_from} ({first_line(error)})"
         ) from error
 
 
@@ -312,90 +302,6 @@ def _download(name: str) -> Path:
         raise InputError(f"{name}: the download failed ({kind}); run again to go on with it") from error
 
 
-def _read(folder: Path, name: str, files: dict[str, Path]) -> dict[str, Stored]:
-    """The tensors of a weights file, or of the shards in an index; ``files`` collects what was opened."""
-    path = folder / name
-    files[name] = path
-    if path.suffix == ".json":
-        shards = _json(path).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else set()
-        if not names or not all(isinstance(shard, str) and Path(shard).name == shard for shard in names):
-            raise InputError(f"{path}: not an index of shards beside it")
-        tensors: dict[str, Stored] = {}
-        for shard in sorted(names):
-            tensors |= _read(folder, f"{Path(name).parent.as_posix()}/{shard}", files)
-        return tensors
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Stored]:
-    try:
-        file = safe_open(path, framework="pt")
-        result = {}
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            entry = file.get_slice(key)
-            dtype = getattr(torch, _SAFETENSORS_TYPES.get(entry.get_dtype(), "uint8"))
-            result[key] = Stored(tuple(entry.get_shape()), dtype, lambda key=key: file.get_tensor(key))
-        return result
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged or incomplete ({_line(error)}); fetch it again") from error
-
-
-_SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _read_pickle(path: Path) -> dict[str, Stored]:
-    """Tensors of a file written by ``torch.save``; only tensors are unpickled, so nothing in it can run."""
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Files from before torch 1.6 are not archives and cannot be mapped.
-            state = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can end in nearly any exception
-        if isinstance(error, pickle.UnpicklingError) and re.search("GLOBAL|Unsupported class", str(error)):
-            raise InputError(
-                f"{path}: refused, since it holds more than tensors and unpickling that could run code; "
-                "convert it to .safetensors where you trust it"
-            ) from error
-        raise InputError(
-            f"{path}: damaged, incomplete or not written by torch.save; fetch it again"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
-    if not tensors:
-        raise InputError(f"{path}: holds no named tensors; a state dict is expected")
-    return {str(key): Stored(tuple(t.shape), t.dtype, lambda t=t: t) for key, t in tensors.items()}
-
-
-def _sizes(
-    folder: Path, found: layouts.Found, config: Path | None, stored: Mapping[Role, Mapping[str, Stored]]
-) -> tuple[Architecture, str]:
-    sections = [field.name for field in fields(Architecture)]
-    own = folder / found.root / "config.json"
-    path = config
-    if path is None and own.is_file() and set(_json(own)) & set(sections):
-        path = own
-    if path is not None:
-        # Read alone first: an error in it is then reported as its own.
-        Architecture.load(path)
-    mapping = _json(path) if path else {}
-    if found.layout == "diffusers":
-        shapes = {role: {key: entry.shape for key, entry in of.items()} for role, of in stored.items()}
-
-        def read(name: str) -> dict[str, Any]:
-            return _json(folder / name) if (folder / name).is_file() else {}
-
-        derived = {s: layouts.diffusers_section(s, read, shapes) for s in sections if s not in mapping}
-        return Architecture.from_mapping({**derived, **mapping}, str(folder)), str(path or folder)
-    return Architecture.from_mapping(mapping, str(path)), str(path) if path else "the published model"
-
-
 def _tokenizers(folder: Path, root: str) -> dict[str, Path]:
     places = {name: [f"tokenizers/{name}", f"{root}tokenizers/{name}"] for name in ("gpt2", "bert", "clip")}
     places["clip"].append("tokenizer")
@@ -405,22 +311,13 @@ def _tokenizers(folder: Path, root: str) -> dict[str, Path]:
     return {name: paths[0] for name, paths in found.items() if paths}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON object is expected")
-    return value
-
-
 def _shares_time(checkpoint: Checkpoint, key: str) -> bool:
-    """Both flows have one time embedding, which the diffusers layout stores twice."""
+    """Both flows have one time embedding; the diffusers layout stores it twice, maybe in two precisions."""
     image = key.replace("diffuser.text.", "diffuser.image.")
     if image not in checkpoint.tensors or checkpoint.shape(image) != checkpoint.shape(key):
         return False
-    return torch.equal(checkpoint.tensor(image), checkpoint.tensor(key))
+    one, other = checkpoint.tensor(image).float(), checkpoint.tensor(key).float()
+    return bool((one - other).norm() <= 0.01 * one.norm())
 
 
 def _listed(checkpoint: Checkpoint, problems: Mapping[str, list[str]], expected: int) -> Iterable[str]:
@@ -446,7 +343,3 @@ def _same(found: Iterable[int], expected: Iterable[int]) -> bool:
 
 def _times(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape)) or "a scalar"
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

@@ -17,14 +17,19 @@ from unibrain_rt.export.writer import write_bundle
 @click.argument("checkpoint", metavar="CHECKPOINT_DIR")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with the checkpoint's sizes.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "fp32-half-weights"]), default="fp32",
-              show_default=True, help="Of the graphs; the last computes in fp32 from weights stored in half.")  # fmt: skip
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "fp32-half-weights"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graphs; the last computes in fp32 from weights stored in half.",
+)
 @click.option("--name", help="The bundle's name.  [default: its folder's]")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it exists.")
 def command(
     checkpoint: str, out: Path, config: Path | None, precision: Precision, name: str | None, overwrite: bool
 ) -> None:
-    """Export a Versatile Diffusion checkpoint: SHI-Labs' files, a diffusers folder, or the name of one on the hub."""
+    """Export a Versatile Diffusion checkpoint: SHI-Labs' files, a diffusers folder or a name on the hub."""
     start = time.monotonic()
 
     def report(graph: str, number: int, total: int) -> None:
@@ -36,10 +41,12 @@ def command(
     write_bundle(opened, out, precision=precision, name=name, overwrite=overwrite, report=report)
     if "gpt2" not in opened.tokenizers:
         click.echo(
-            f"note: {out} writes no captions: no vocabulary was found; put GPT-2's vocab.json and merges.txt into "
-            f"{checkpoint}/tokenizers/gpt2 and export again",
+            f"note: {out} writes no captions: no vocabulary was found; put GPT-2's vocab.json and merges.txt "
+            f"into {checkpoint}/tokenizers/gpt2 and export again",
             err=True,
         )
     elif not opened.has_captions:
-        click.echo(f"note: {out} writes no captions: the checkpoint has no Optimus (optimus-vae.pth)", err=True)
+        click.echo(
+            f"note: {out} writes no captions: the checkpoint has no Optimus (optimus-vae.pth)", err=True
+        )
     click.echo(f"{out}: exported in {time.monotonic() - start:.0f} s")

@@ -155,7 +155,7 @@ class Architecture:
         _refuse_unknown(mapping, known, source)
         for name, factory in known.items():
             if name in mapping:
-                sections[name] = _build(type(factory()), mapping[name], f"{source}: {name}")  # type: ignore[misc]
+                sections[name] = _build(type(factory()), mapping[name], f"{source}: {name}")  # type: ignore[misc, operator]
         architecture = cls(**sections)
         _check(architecture, source)
         return architecture
@@ -169,7 +169,7 @@ class Architecture:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); name an existing JSON file"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not valid JSON ({error}); see the README for the format") from error
         if not isinstance(mapping, dict):
             raise InputError(

@@ -1,9 +1,9 @@
-"""The graph partition: what runs once per fit, per schedule, per decode and per step, as modules with named tensors.
+"""The graph partition: what runs per fit, schedule, decode and step, as modules with named tensors.
 
-Each ``Graph`` is one ONNX file. Tensor names are the same in the manifest, in ONNX and in the runtime. Contexts do not
-change during a decode and timesteps do not change between decodes, so ``unet_context`` and ``unet_time`` hold their
-projections, and a step graph holds all the rest of one denoising step: both guidance branches as one batch, both
-contexts, classifier-free guidance and the sampler's update.
+Each ``Graph`` is one ONNX file. Tensor names are the same in the manifest, in ONNX and in the runtime.
+Contexts do not change during a decode and timesteps do not change between decodes, so ``unet_context`` and
+``unet_time`` hold their projections, and a step graph holds all the rest of one denoising step: both guidance
+branches as one batch, both contexts, classifier-free guidance and the sampler's update.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from diffusers.models import AutoencoderKL
 from torch import Tensor, nn
 
 from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.models.autokl import AutoencoderKL, AutoKLDecode, AutoKLEncode
+from unibrain_rt.export.models.autokl import AutoKLDecode, AutoKLEncode
 from unibrain_rt.export.models.clip import CLIPImageContext, CLIPTextContext
 from unibrain_rt.export.models.optimus import OptimusDecoder, OptimusEncode, OptimusStep
 from unibrain_rt.export.models.unet import CONTEXTS, Flow, FourFlowUNet
@@ -25,8 +26,8 @@ from unibrain_rt.samplers import COLUMNS
 class Graph:
     """One graph to export.
 
-    ``example`` gives inputs of the right shapes and types; ``batch`` names the inputs and outputs whose first axis is
-    free. ``feedback`` maps an output to the input it becomes on the next run.
+    ``example`` gives inputs of the right shapes and types; ``batch`` names the inputs and outputs whose first
+    axis is free. ``feedback`` maps an output to the input it becomes on the next run.
     """
 
     name: str
@@ -47,7 +48,10 @@ class UNetContext(nn.Module):
     def forward(self, image_context: Tensor, text_context: Tensor) -> tuple[Tensor, ...]:
         given: dict[Flow, Tensor] = {"image": image_context, "text": text_context}
         return tuple(
-            tensor for name in CONTEXTS for pair in self.unet.context_keys_values(name, given[name]) for tensor in pair
+            tensor
+            for name in CONTEXTS
+            for pair in self.unet.context_keys_values(name, given[name])
+            for tensor in pair
         )
 
 
@@ -65,11 +69,13 @@ class UNetTime(nn.Module):
 class SamplerUpdate(nn.Module):
     """Classifier-free guidance and one row of a sampler's table, kept in fp32 in every precision.
 
-    With e = e_uncond + scale (e_cond − e_uncond): x0 = c₂ x + c₃ e and next = c₄ x + c₅ x0 + c₆ previous_x0, where c
-    are the columns of ``unibrain_rt.samplers.COLUMNS``.
+    With e = e_uncond + scale (e_cond − e_uncond): x0 = c₂ x + c₃ e and next = c₄ x + c₅ x0 + c₆ previous_x0,
+    where c are the columns of ``unibrain_rt.samplers.COLUMNS``.
     """
 
-    def forward(self, latent: Tensor, previous_x0: Tensor, noise: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, latent: Tensor, previous_x0: Tensor, noise: Tensor, row: Tensor
+    ) -> tuple[Tensor, Tensor]:
         column = dict(zip(COLUMNS, row.unbind(), strict=True))
         unconditional, conditional = noise.chunk(2)
         guided = unconditional + column["guidance_scale"] * (conditional - unconditional)
@@ -91,7 +97,12 @@ class UNetStep(nn.Module):
         self.sampler_update = SamplerUpdate()
 
     def forward(
-        self, latent: Tensor, previous_x0: Tensor, modulation: Tensor, coefficients: Tensor, *keys_values: Tensor
+        self,
+        latent: Tensor,
+        previous_x0: Tensor,
+        modulation: Tensor,
+        coefficients: Tensor,
+        *keys_values: Tensor,
     ) -> tuple[Tensor, Tensor]:
         half = len(keys_values) // 2
         given = {
@@ -133,6 +144,7 @@ def unet_time(unet: FourFlowUNet) -> Graph:
 def unet_step(unet: FourFlowUNet, architecture: Architecture, flow: Flow) -> Graph:
     """The graph ``unet_image_step`` or ``unet_text_step``."""
     sizes, clip = architecture.unet, architecture.clip
+    shape: tuple[int, ...]
     if flow == "image":
         side = architecture.autokl.latent_size
         shape = (1, sizes.latent_channels, side, side)

@@ -1,24 +1,28 @@
 """One graph to one ONNX file: tracing, tensor names, stored weights.
 
-Weights are streamed to disk one tensor at a time, so exporting needs the checkpoint once in memory at most. Graphs may
-share a ``WeightFile``: a tensor that occurs in several of them (the context transformers do in both step graphs) is
-stored once.
+Weights are streamed to disk one tensor at a time, so exporting needs the checkpoint once in memory at most.
+Graphs may share a ``WeightFile``: a tensor that occurs in several of them (the context transformers do in
+both step graphs) is stored once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnxscript.optimizer import optimize_ir
+from transformers import PreTrainedModel
 
 from unibrain_rt.export.graphs import Graph
 from unibrain_rt.export.precision import Precision, set_precision
@@ -60,7 +64,7 @@ class WeightFile:
             self._known[key],
             len(data),
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=tensor.name or "",
             base_dir=self.path.parent,
         )
@@ -69,7 +73,8 @@ class WeightFile:
 def export_graph(graph: Graph, folder: Path, precision: Precision, weights: WeightFile | None) -> Path:
     """Trace the graph's module and write ``<folder>/<name>.onnx``.
 
-    Weights go into ``weights`` if given, else into a file beside the graph if they exceed 1.5 GB, else into the graph.
+    Weights go into ``weights`` if given, else into a file beside the graph if they exceed 1.5 GB, else into
+    the graph.
     """
     model = trace(graph)
     _fold_transposed_weights(model)
@@ -87,54 +92,93 @@ def export_graph(graph: Graph, folder: Path, precision: Precision, weights: Weig
 
 
 def trace(graph: Graph) -> ir.Model:
-    """The module as an ONNX model with the graph's tensor names, weights still in torch's memory."""
-    dynamic = None
-    if graph.batch:
-        axis = torch.export.Dim("N", min=1, max=2**20)
-        dynamic = tuple({0: axis} for _ in graph.example)
+    """The module as an ONNX model with the graph's tensor names, weights still in torch's memory.
+
+    optimum exports transformers' own models (the CLIP towers), torch's exporter all others.
+    """
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            graph.module.eval(),
-            tuple(graph.example.values()),
-            input_names=list(graph.example),
-            output_names=list(graph.outputs),
-            dynamic_shapes=dynamic,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-            optimize=True,
-        )
-    assert program is not None
-    model = program.model
+        model = _by_optimum(graph) if isinstance(graph.module, PreTrainedModel) else _by_torch(graph)
     model.graph.name = graph.name
     _drop_metadata(model)
     return model
 
 
+def _by_torch(graph: Graph) -> ir.Model:
+    dynamic = None
+    if graph.batch:
+        axis = torch.export.Dim("N", min=1, max=2**20)
+        dynamic = tuple({0: axis} for _ in graph.example)
+    program = torch.onnx.export(
+        graph.module.eval(),
+        tuple(graph.example.values()),
+        input_names=list(graph.example),
+        output_names=list(graph.outputs),
+        dynamic_shapes=dynamic,
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+        optimize=True,
+    )
+    assert program is not None
+    return program.model
+
+
+def _by_optimum(graph: Graph) -> ir.Model:
+    from optimum.exporters.onnx import export
+    from optimum.exporters.onnx.model_configs import CLIPTextOnnxConfig, CLIPVisionModelOnnxConfig
+
+    base = CLIPVisionModelOnnxConfig if "pixel_values" in graph.example else CLIPTextOnnxConfig
+
+    class Tensors(base):  # type: ignore[misc, valid-type]
+        inputs = {name: {0: "N"} for name in graph.example}
+        outputs = {name: {0: "N"} for name in graph.outputs}
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        export(graph.module.eval(), Tensors(graph.module.config, task="feature-extraction"), path, opset=OPSET)
+        model = ir.load(path)
+        ir.external_data.load_to_model(model)
+        for value in model.graph.initializers.values():
+            # Out of the file, which goes.
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    optimize_ir(model)
+    ShapeInferencePass()(model)
+    for value, example in zip(model.graph.outputs, [graph.module(**graph.example)], strict=True):
+        value.shape = ir.Shape(["N", *example.shape[1:]])
+    return model
+
+
 def _fold_transposed_weights(model: ir.Model) -> None:
-    """Store weights that are only used transposed the way they are used; torch keeps (out, in), MatMul wants (in, out)."""
+    """Store weights the way they are used where that is only transposed.
+
+    torch keeps (out, in), MatMul wants (in, out).
+    """
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "Transpose" else None
         if source is None or source.const_value is None or source.is_graph_input():
             continue
         order = node.attributes["perm"].as_ints()
         tensor = source.const_value
-        shape = ir.Shape([tensor.shape[axis] for axis in order])
-
-        def transposed(tensor: ir.TensorProtocol = tensor, order: tuple[int, ...] = tuple(order)) -> ir.TensorProtocol:
-            return ir.tensor(np.ascontiguousarray(np.transpose(tensor.numpy(), order)))
-
+        sizes = tensor.shape.numpy()
+        shape = ir.Shape([sizes[axis] for axis in order])
         name = f"{source.name}_transposed"
         output = node.outputs[0]
         folded = model.graph.initializers.get(name)
         if folded is None:
             folded = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype))
-            folded.const_value = ir.LazyTensor(transposed, dtype=tensor.dtype, shape=shape, name=name)
+            folded.const_value = ir.LazyTensor(
+                partial(_transposed, tensor, order), dtype=tensor.dtype, shape=shape, name=name
+            )
             model.graph.register_initializer(folded)
         ir.convenience.replace_all_uses_with(output, folded)
         model.graph.remove(node, safe=True)
         if not source.uses():
+            assert source.name is not None, "initializers are registered by name"
             del model.graph.initializers[source.name]
+
+
+def _transposed(tensor: ir.TensorProtocol, order: Sequence[int]) -> ir.TensorProtocol:
+    return ir.tensor(np.ascontiguousarray(np.transpose(tensor.numpy(), order)))
 
 
 def _store(model: ir.Model, weights: WeightFile) -> None:

@@ -1,12 +1,13 @@
 """Precision of a graph: fp32, strongly typed fp16, or fp32 with weights stored in half.
 
-An fp16 graph states the type of every tensor, so that an engine that honours types needs no flags. What fp16 cannot
-hold stays in fp32, with casts around it: normalisations and softmax (sums over many values), and the guidance and
-sampler's update, whose errors would add up over the steps.
+An fp16 graph states the type of every tensor, so that an engine that honours types needs no flags. What fp16
+cannot hold stays in fp32, with casts around it: normalisations and softmax (sums over many values), and the
+guidance and sampler's update, whose errors would add up over the steps.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -33,8 +34,8 @@ FP32_OPERATORS = frozenset(
     }
 )
 FP32_SCOPES = ("sampler_update",)
-# Tensors that cross the border of the decode keep fp32; what passes between graphs (keys, values, modulations, caches)
-# is fp16 there too.
+# Tensors that cross the border of the decode keep fp32; what passes between graphs (keys, values,
+# modulations, caches) is fp16 there too.
 FP32_TENSORS = frozenset(
     {
         "pixel_values",
@@ -68,17 +69,17 @@ def set_precision(model: ir.Model, precision: Precision) -> None:
 def _store_in_half(model: ir.Model) -> None:
     graph = model.graph
     casts = []
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.dtype != _FLOAT or tensor.size < _SMALL:
             continue
         half = _half_initializer(graph, value)
         cast = ir.Node("", "Cast", [half], [ir.AttrInt64("to", _FLOAT.value)], num_outputs=1)
-        cast.outputs[0].name = f"{value.name}_fp32"
+        cast.outputs[0].name = f"{name}_fp32"
         cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(_FLOAT), value.shape
         casts.append(cast)
         ir.convenience.replace_all_uses_with(value, cast.outputs[0])
-        del graph.initializers[value.name]
+        del graph.initializers[name]
     if casts:
         graph.insert_before(graph[0], casts)
 
@@ -107,12 +108,12 @@ def _to_half(model: ir.Model) -> None:
     for node in list(graph):
         keep = all_fp32 or _keeps_fp32(node)
         wanted = _FLOAT if keep else _HALF
-        for place, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (_FLOAT, _HALF):
+        for place, used in enumerate(node.inputs):
+            if used is None or used.dtype not in (_FLOAT, _HALF):
                 continue
             want = _FLOAT if place in _UNTYPED_INPUTS.get(node.op_type, ()) else wanted
-            if value.dtype != want:
-                node.replace_input_with(place, cast(value, want, node))
+            if used.dtype != want:
+                node.replace_input_with(place, cast(used, want, node))
         if node.op_type == "Cast" and node.attributes["to"].as_int() == _FLOAT.value and not keep:
             node.attributes["to"] = ir.AttrInt64("to", _HALF.value)
         if node.op_type in ("Constant", "ConstantOfShape") and not keep:
@@ -126,7 +127,9 @@ def _to_half(model: ir.Model) -> None:
 
 
 def _keeps_fp32(node: ir.Node) -> bool:
-    return node.op_type in FP32_OPERATORS or any(scope in node.metadata_props.get("scope", "") for scope in FP32_SCOPES)
+    return node.op_type in FP32_OPERATORS or any(
+        scope in node.metadata_props.get("scope", "") for scope in FP32_SCOPES
+    )
 
 
 def _cast_outputs(graph: ir.Graph) -> None:
@@ -150,11 +153,14 @@ def _half_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
     tensor = value.const_value
     assert tensor is not None
     half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(_HALF))
-    half.const_value = ir.LazyTensor(
-        lambda tensor=tensor: ir.tensor(_saturated(tensor.numpy())), dtype=_HALF, shape=tensor.shape, name=name
-    )
+    shape = ir.Shape(tensor.shape.numpy())
+    half.const_value = ir.LazyTensor(partial(_half_tensor, tensor), dtype=_HALF, shape=shape, name=name)
     graph.register_initializer(half)
     return half
+
+
+def _half_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(_saturated(tensor.numpy()))
 
 
 def _saturated(array: np.ndarray) -> np.ndarray:
@@ -166,6 +172,5 @@ def _saturated(array: np.ndarray) -> np.ndarray:
 def _halve_constant(node: ir.Node) -> None:
     attribute = node.attributes.get("value")
     if attribute is not None and attribute.as_tensor().dtype == _FLOAT:
-        tensor = ir.tensor(_saturated(attribute.as_tensor().numpy()))
-        node.attributes["value"] = ir.AttrTensor("value", tensor)
+        node.attributes["value"] = ir.AttrTensor("value", _half_tensor(attribute.as_tensor()))
         node.outputs[0].type = ir.TensorType(_HALF)

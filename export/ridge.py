@@ -8,7 +8,9 @@ solution is ``W = axes (s² + alpha)⁻¹ scores.T Y``.
 The same basis gives exact cross-validation. With the intercept, fitted values are H Y, where
 ``H = 1/N + scores (s² + alpha)⁻¹ scores.T``; refitting without the scans F of a fold leaves them residuals
 of ``(1 - H_FF)⁻¹ (Y - H Y)_F``, the block form of the leave-one-out identity (Hastie, Tibshirani, Friedman,
-The Elements of Statistical Learning, section 7.10). Voxel means and deviations stay those of all scans.
+The Elements of Statistical Learning, section 7.10). Voxel means and deviations stay those of all scans, and
+so does the penalty a scan: with K folds, alpha (1 - 1/K) on the scans that are left (as glmnet does). At the
+same alpha, models of fewer scans shrink more, and the calibration learnt from them would be too large.
 
 Held-out statistics are taken within folds (each fold's own mean removed) and pooled: every fold's model has
 an intercept of its own, which runs against the fold's mean and makes useless predictions look anticorrelated.
@@ -71,6 +73,7 @@ class Basis:
             raise InputError("every voxel is constant over the training scans: check how they were read")
         if count <= scans:
             squares, vectors = _eigen(betas.T @ betas)
+            vectors[std == 0.0] = 0.0  # exactly, and not just nearly
             return cls(mean, std, vectors, betas @ vectors, squares)
         squares, vectors = _eigen(betas @ betas.T)
         lengths = np.sqrt(squares)
@@ -143,7 +146,7 @@ class HeldOut:
     folds: Folds
     alpha: float
     scores: Floats  # (N, R)
-    shrinkage: Floats  # (R,): 1 / (s² + alpha)
+    shrinkage: Floats  # (R,): 1 / (s² + alpha (1 - 1/K))
     factors: tuple[tuple[Floats, bool], ...]  # Cholesky factors of 1 - H_FF
 
     @classmethod
@@ -152,7 +155,7 @@ class HeldOut:
         scores = basis.scores[folds.order]
         found = []
         for alpha in alphas:
-            shrinkage = 1.0 / (basis.squares + alpha)
+            shrinkage = 1.0 / (basis.squares + alpha * (1.0 - 1.0 / (len(folds.bounds) - 1)))
             factors = []
             for fold in folds:
                 left_over = np.eye(fold.stop - fold.start) - 1.0 / len(scores)

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from safetensors.numpy import save
 
-from unibrain_rt.errors import InputError
+from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.ridge import Basis, RidgeFit, factorise
-from unibrain_rt.scans import input_error
 from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, SCHEMA_VERSION, TENSOR_FILE, Subject
 
 _BLOCK = 1024  # targets at a time

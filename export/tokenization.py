@@ -1,4 +1,4 @@
-"""Captions to token ids for the encoders, by transformers' tokenizers on the vocabularies of a bundle or checkpoint."""
+"""Captions to the encoders' token ids: transformers' tokenizers on a bundle's or checkpoint's files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from unibrain_rt.errors import InputError
 def clip_ids(folder: Path, captions: Sequence[str], length: int) -> NDArray[np.int64]:
     """(N, length) ids with start and end tokens, padded with the end token as CLIP ViT-L/14 was trained."""
     _require(folder, "vocab.json", "merges.txt")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>")
-    return _pad(tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)["input_ids"])
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>"
+    )
+    return _pad(
+        tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)["input_ids"]
+    )
 
 
 def bert_ids(folder: Path, captions: Sequence[str], length: int) -> NDArray[np.int64]:
     """(N, length) ids between [CLS] and [SEP] of the lower-cased captions, padded with 0."""
     _require(folder, "vocab.txt")
     tokenizer = BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True)
-    return _pad(tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)["input_ids"])
+    return _pad(
+        tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)["input_ids"]
+    )
 
 
 def gpt2_ids(folder: Path, captions: Sequence[str], length: int) -> NDArray[np.int64]:

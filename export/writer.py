@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: every graph exported, described and hashed, in one folder that appears at the end."""
+"""A checkpoint becomes a bundle: graphs exported, described and hashed, in a folder that appears at the end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_bundle(
 ) -> None:
     """Export every graph of ``checkpoint`` into the new folder ``out``.
 
-    The folder appears whole or not at all: until the end, everything is written to ``.<out>.partial`` beside it.
+    The folder appears whole or not at all: until the end, all is written to ``.<out>.partial`` beside it.
 
     Args:
         precision: of the graphs; ``fp32-half-weights`` computes in fp32 from weights stored in half.
@@ -187,11 +187,13 @@ def _unconditional(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     if "clip" in checkpoint.tokenizers:
         ids = torch.from_numpy(clip_ids(checkpoint.tokenizers["clip"], [""], sizes.text_tokens))
     else:
-        # CLIP's vocabularies end with the start and the end token, and it was trained on padding with the end.
+        # CLIP's vocabularies end with the start and the end token; it was trained on padding with the latter.
         start, end = sizes.text["vocab_size"] - 2, sizes.text["vocab_size"] - 1
         ids = torch.tensor([[start, *[end] * (sizes.text_tokens - 1)]])
     with torch.no_grad():
-        image = checkpoints.load_clip_image(checkpoint, torch.float32)(clip_pixels(torch.zeros(1, 3, side, side)))
+        image = checkpoints.load_clip_image(checkpoint, torch.float32)(
+            clip_pixels(torch.zeros(1, 3, side, side))
+        )
         text = checkpoints.load_clip_text(checkpoint, torch.float32)(ids)
     return dict(zip(UNCONDITIONAL, (image.contiguous(), text.contiguous()), strict=True))
 
@@ -222,8 +224,8 @@ def _new_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(out)
         partial.rename(out)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); free space or choose another --out") from error
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); free space or choose another --out"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-

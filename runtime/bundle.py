@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ CONSTANTS = "constants.safetensors"
 UNCONDITIONAL = ("unconditional_image_context", "unconditional_text_context")
 _TYPES = ("float32", "float16", "int64", "int32", "bool")
 _CHUNK_BYTES = 2**20
+_MOST_ELEMENTS = 2**32  # of a tensor that is bound; the largest real one has some 10**8
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. ``graphs`` are by name; ``subjects`` are names; ``tokenizers`` are folders by name."""
+    """An opened bundle. ``graphs`` and ``tokenizers`` (folders) are by name; ``subjects`` are names."""
 
     folder: Path
     name: str
@@ -94,7 +96,8 @@ class Bundle:
             files=files,
             subjects=tuple(fields.take("subjects", list)),
             tokenizers={
-                name: _inside(folder, path, fields.where) for name, path in fields.take("tokenizers", dict).items()
+                name: _inside(folder, path, fields.where)
+                for name, path in fields.take("tokenizers", dict).items()
             },
             provenance=fields.take("provenance", dict),
         )
@@ -131,7 +134,9 @@ class Bundle:
             raise InputError(f"{self.folder}: the bundle has no subject; fit one before decoding")
         if name is None:
             if len(self.subjects) > 1:
-                raise InputError(f"{self.folder}: choose a subject with --subject: {', '.join(self.subjects)}")
+                raise InputError(
+                    f"{self.folder}: choose a subject with --subject: {', '.join(self.subjects)}"
+                )
             name = self.subjects[0]
         if name not in self.subjects:
             raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(self.subjects)}")
@@ -147,7 +152,9 @@ class Bundle:
             tensors = load_file(path)
             image, text = (tensors[name] for name in UNCONDITIONAL)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise BundleError(f"{path}: {' and '.join(UNCONDITIONAL)} cannot be read; export the bundle again") from error
+            raise BundleError(
+                f"{path}: {' and '.join(UNCONDITIONAL)} cannot be read; export the bundle again"
+            ) from error
         for name, array in zip(UNCONDITIONAL, (image, text), strict=True):
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise BundleError(f"{path}: {name} is not finite float32; export the bundle again")
@@ -164,7 +171,9 @@ class Bundle:
             try:
                 found = path.stat()
             except OSError as error:
-                raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+                raise BundleError(
+                    f"{path}: cannot be read ({error.strerror}); copy or export the bundle again"
+                ) from error
             if not stat.S_ISREG(found.st_mode):
                 raise BundleError(f"{path}: not a plain file; copy or export the bundle again")
             if found.st_size != record.size_bytes:
@@ -173,7 +182,9 @@ class Bundle:
                     "copy or export the bundle again"
                 )
             if verify and sha256_of(path) != record.sha256:
-                raise BundleError(f"{path}: its contents changed (SHA-256 differs); copy or export the bundle again")
+                raise BundleError(
+                    f"{path}: its contents changed (SHA-256 differs); copy or export the bundle again"
+                )
 
 
 def phantom_folder() -> Path:
@@ -193,7 +204,9 @@ def sha256_of(path: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+        raise BundleError(
+            f"{path}: cannot be read ({error.strerror}); copy or export the bundle again"
+        ) from error
     return digest.hexdigest()
 
 
@@ -214,30 +227,43 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
     inputs = tuple(_tensor(item) for item in fields.list_of_objects("inputs"))
     outputs = tuple(_tensor(item) for item in fields.list_of_objects("outputs"))
     feedback = fields.take("feedback", dict)
-    sizes_in, sizes_out = ({spec.name: (spec.dtype, spec.shape) for spec in part} for part in (inputs, outputs))
+    sizes_in, sizes_out = (
+        {spec.name: (spec.dtype, spec.shape) for spec in part} for part in (inputs, outputs)
+    )
+    names = [spec.name for spec in (*inputs, *outputs)]
+    if len(names) != len(set(names)):
+        raise BundleError(f"{fields.where}: two tensors have the same name; export the bundle again")
     for output, source in feedback.items():
-        if output not in sizes_out or sizes_in.get(source) != sizes_out[output]:
-            raise BundleError(f"{fields.where}: feedback {output} does not fit an input; export the bundle again")
+        fits = isinstance(source, str) and output in sizes_out and sizes_in.get(source) == sizes_out[output]
+        if not fits:
+            raise BundleError(
+                f"{fields.where}: feedback {output} does not fit an input; export the bundle again"
+            )
     file = fields.take("file", str)
     if file not in files:
-        raise BundleError(f"{fields.where}: {file} is not among the manifest's files; export the bundle again")
+        raise BundleError(
+            f"{fields.where}: {file} is not among the manifest's files; export the bundle again"
+        )
     return GraphSpec(name, folder / file, inputs, outputs, feedback)
 
 
 def _tensor(fields: Fields) -> TensorSpec:
     shape = tuple(fields.take("shape", list))
-    if not all((isinstance(size, int) and not isinstance(size, bool) and size > 0) or isinstance(size, str) for size in shape):
-        raise BundleError(f"{fields.where}: shape must hold sizes above 0 or names; export the bundle again")
+    for size in shape:
+        if isinstance(size, bool) or not (isinstance(size, str) or (isinstance(size, int) and size > 0)):
+            raise BundleError(
+                f"{fields.where}: shape must hold sizes above 0 or names; export the bundle again"
+            )
     dtype = fields.take("dtype", str)
     if dtype not in _TYPES:
         raise BundleError(f"{fields.where}: unknown type {dtype!r}; export the bundle again")
-    if sum(1 for _ in shape) > 8 or np.prod([s for s in shape if isinstance(s, int)], dtype=np.float64) > 2**40:
+    if len(shape) > 8 or math.prod(size for size in shape if isinstance(size, int)) > _MOST_ELEMENTS:
         raise BundleError(f"{fields.where}: shape is too large; export the bundle again")
     return TensorSpec(fields.take("name", str), dtype, shape)
 
 
 def _inside(folder: Path, name: object, where: str) -> Path:
-    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+    if not isinstance(name, str) or not name.isprintable() or not name or "\\" in name:
         raise BundleError(f"{where}: {name!r} is not a file name; export the bundle again")
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or os.path.splitdrive(name)[0]:
@@ -246,4 +272,4 @@ def _inside(folder: Path, name: object, where: str) -> Path:
 
 
 def _plain(name: str) -> bool:
-    return bool(name) and not set(name) & set("/\\\0") and name not in (".", "..")
+    return bool(name) and name.isprintable() and not set(name) & set("/\\") and name not in (".", "..")

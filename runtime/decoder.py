@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions, Detokenizer, greedy, remove_duplicates, sample
-from unibrain_rt.engines import Engine, EngineError, Session, create_engine
+from unibrain_rt.engines import Engine, EngineError, GraphSpec, Session, create_engine
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.presets import Flow, Preset
 from unibrain_rt.samplers import SamplerTable, seeded_noise
@@ -25,6 +25,13 @@ Progress = Callable[[int], None]
 """Called with the number of denoising steps just done."""
 NOISE_STREAM: dict[Flow, int] = {"image": 0, "caption": 1}
 CAPTION_STREAM = 2
+STEP_INPUTS = frozenset({"latent", "previous_x0", "modulation", "coefficients"})
+STEP_FEEDBACK = {"next_latent": "latent", "x0": "previous_x0"}
+CAPTION_FEEDBACK = {
+    "next_key_cache": "key_cache",
+    "next_value_cache": "value_cache",
+    "next_position": "position",
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,9 @@ class CaptionWriter:
         self._session = session
         self._detokenizer = detokenizer
         self._options = options
-        vocabulary = session.graph.tensor("logits").sized(1)[-1]
+        _check_feedback(session.graph, CAPTION_FEEDBACK)
+        _, vocabulary = _shape(session.graph, "logits", 2)
+        self._slots = _shape(session.graph, "key_cache", 4)[2]
         if vocabulary != detokenizer.eos + 1:
             raise BundleError(
                 f"tokenizers/gpt2: its vocabulary does not fit the caption graph's {vocabulary} tokens; "
@@ -109,8 +118,7 @@ class CaptionWriter:
         session.write("key_cache", 0.0)
         session.write("value_cache", 0.0)
         tokens = [self._detokenizer.bos]
-        slots = session.graph.tensor("key_cache").sized(1)[2]
-        while len(tokens) < min(options.max_tokens, slots + 1) and tokens[-1] != self._detokenizer.eos:
+        while len(tokens) < min(options.max_tokens, self._slots + 1) and tokens[-1] != self._detokenizer.eos:
             session.write("token", tokens[-1])
             session.run()
             logits = session.read("logits")[0]
@@ -138,6 +146,8 @@ class Decoder:
         self._unconditional = bundle.unconditional_contexts()
         self._image_loop = self._open_loop(preset, "image")
         self._autokl = engine.open(bundle.graph("autokl_decode"))
+        if _shape(self._autokl.graph, "image", 4)[:2] != (1, 3):
+            raise BundleError("graph autokl_decode: does not give one picture of 3 colours; export the bundle again")
         self._caption_loop, self._writer = None, None
         if bundle.has_captions:
             self._caption_loop = self._open_loop(preset, "caption")
@@ -198,8 +208,11 @@ class Decoder:
         betas = np.asarray(voxels)
         if betas.ndim != 1:
             raise InputError(f"voxels must be one scan, (voxels,), found shape {betas.shape}; decode scans one by one")
-        if betas.dtype.kind not in "fiu" or not np.isfinite(betas).all():
-            raise InputError("voxels must be finite numbers; leave out scans with NaN or Inf")
+        if betas.dtype.kind != "f":
+            problem = f"voxels must be floating point, in % signal change, not {betas.dtype}"
+            raise InputError(f"{problem}; scale stored integers first, as unibrain_rt.read_scans does")
+        if not np.isfinite(betas).all():
+            raise InputError("voxels must be finite; leave out scans with NaN or Inf")
         clock = _Clock()
         with clock("ridge"):
             predictions = {name: head[0] for name, head in self.subject.predict(betas[None]).items()}
@@ -236,6 +249,9 @@ class Decoder:
         name = "image" if flow == "image" else "text"
         graph = self.bundle.graph(f"unet_{name}_step")
         keys_values = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
+        _check_feedback(graph, STEP_FEEDBACK)
+        if {spec.name for spec in graph.inputs} != STEP_INPUTS | keys_values.keys():
+            raise BundleError(f"graph {graph.name}: takes other inputs than a decode gives; export the bundle again")
         table = preset.table(self.bundle.schedule, flow)
         time_session = self.engine.open(self.bundle.graph("unet_time"), free=len(table.timesteps))
         time_session.write("timesteps", table.timesteps)
@@ -263,7 +279,8 @@ class Decoder:
         image = self._autokl.read("image")[0]
         if not np.isfinite(image).all():
             raise EngineError("the image decoder gave numbers that are not finite; try another engine or precision")
-        return np.round(image.transpose(1, 2, 0) * 255).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.round(image.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
+        return pixels
 
     def _check_heads(self) -> None:
         wanted = {
@@ -280,6 +297,20 @@ class Decoder:
                     f"subject {self.subject.name}: head {head} predicts {tuple(found)}, but this bundle takes "
                     f"{tuple(shape)}; fit the subject on this bundle"
                 )
+
+
+def _shape(graph: GraphSpec, name: str, rank: int) -> tuple[int, ...]:
+    """Shape of a tensor, which has to have that many axes."""
+    shape = graph.tensor(name).sized(1)
+    if len(shape) != rank:
+        raise BundleError(f"graph {graph.name}: {name} has {len(shape)} axes, not {rank}; export the bundle again")
+    return shape
+
+
+def _check_feedback(graph: GraphSpec, wanted: dict[str, str]) -> None:
+    """Without it, a loop would start anew at every step and still give numbers."""
+    if dict(graph.feedback) != wanted:
+        raise BundleError(f"graph {graph.name}: feedback is not {wanted}; export the bundle again")
 
 
 class _Clock:

@@ -1,4 +1,4 @@
-"""Typed reading of JSON objects from outside: each value is checked where it is taken, and named when it is wrong."""
+"""Typed reading of JSON objects from outside: a value is checked where it is taken, and named when wrong."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from unibrain_rt.errors import BundleError
 
 T = TypeVar("T")
 _LARGEST_MANIFEST = 16 * 2**20
+_DEEPEST = 32
 
 
 class Fields:
-    """A JSON object whose values are taken by name and type; ``where`` tells the reader of an error where it is."""
+    """A JSON object whose values are taken by name and type; ``where`` names its place in errors."""
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
-            raise BundleError(f"{where}: an object is expected, found {_kind(value)}; export the bundle again")
+            raise BundleError(
+                f"{where}: an object is expected, found {_kind(value)}; export the bundle again"
+            )
         self._value: dict[str, Any] = value
         self.where = where
 
@@ -38,18 +41,28 @@ class Fields:
         except UnicodeDecodeError as error:
             raise BundleError(f"{path}: not UTF-8 text; export the bundle again") from error
         try:
-            return cls(json.loads(text), str(path))
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            reason = str(error).splitlines()[0] if str(error) else "too deep"
-            raise BundleError(f"{path}: not valid JSON ({reason}); export the bundle again") from error
+            raise BundleError(f"{path}: not valid JSON ({error}); export the bundle again") from error
+        if _depth(value) > _DEEPEST:
+            raise BundleError(f"{path}: nested deeper than a manifest is; export the bundle again")
+        return cls(value, str(path))
 
     def take(self, name: str, kind: type[T]) -> T:
-        """The value called ``name``, which has to be there and of the type ``kind``; whole numbers pass as floats."""
+        """The value called ``name``, which must be there, of type ``kind``; whole numbers pass as floats.
+
+        Raises:
+            BundleError: it is missing or of another type.
+        """
         if name not in self._value:
             raise BundleError(f"{self.where}: {name} is missing; export the bundle again")
         value = self._value[name]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError as error:
+                problem = "is larger than any number that makes sense"
+                raise BundleError(f"{self.where}: {name} {problem}; export the bundle again") from error
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise BundleError(
                 f"{self.where}: {name} must be {kind.__name__}, found {_kind(value)}; export the bundle again"
@@ -77,6 +90,16 @@ class Fields:
     def raw(self) -> dict[str, Any]:
         """The object itself."""
         return self._value
+
+
+def _depth(value: object) -> int:
+    """How many objects and lists lie within each other; without recursion, which depth itself would break."""
+    depth, level = 0, [value]
+    while level:
+        nested = [item for item in level if isinstance(item, (dict, list))]
+        level = [part for item in nested for part in (item.values() if isinstance(item, dict) else item)]
+        depth += bool(nested)
+    return depth
 
 
 def _kind(value: object) -> str:

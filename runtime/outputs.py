@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.errors import InputError
-from unibrain_rt.scans import input_error, one_line
+from unibrain_rt.errors import InputError, input_error, one_line
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -122,6 +121,11 @@ def write_png(path: Path, image: NDArray[np.uint8], *, text: Mapping[str, str] |
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
     """Write strict JSON in UTF-8; NumPy values and paths are converted. Raises `InputError`."""
     _write([(Path(path), _json_bytes(mapping))])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` in UTF-8. Raises `InputError`."""
+    _write([(Path(path), text.encode("utf-8", "backslashreplace"))])
 
 
 def write_pair(

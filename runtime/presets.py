@@ -16,10 +16,10 @@ Flow = Literal["image", "caption"]
 class Preset:
     """Sampler settings of both flows.
 
-    ``strength`` is the share of the schedule that runs: the predicted latent is noised that far and denoised again.
-    ``image_ratio`` weighs the image context against the text context when an image is decoded,
-    ``caption_image_ratio`` when a caption is. Guidance acts where the timestep's share of the schedule lies in
-    ``guidance_interval``.
+    ``strength`` is the share of the schedule that runs: the predicted latent is noised that far and denoised
+    again. ``image_ratio`` weighs the image context against the text context when an image is decoded,
+    ``caption_image_ratio`` when a caption is. Guidance acts where the timestep's share of the schedule lies
+    in ``guidance_interval``.
     """
 
     sampler: str = "ddim"
@@ -38,8 +38,12 @@ class Preset:
             BundleError: a value is missing or makes no sense.
         """
         interval = fields.optional("guidance_interval", list)
-        if interval is not None and (len(interval) != 2 or not all(isinstance(v, (int, float)) for v in interval)):
-            raise BundleError(f"{fields.where}: guidance_interval must be two numbers; export the bundle again")
+        if interval is not None and (
+            len(interval) != 2 or not all(isinstance(v, (int, float)) for v in interval)
+        ):
+            raise BundleError(
+                f"{fields.where}: guidance_interval must be two numbers; export the bundle again"
+            )
         preset = cls(
             sampler=fields.take("sampler", str),
             steps=fields.take("steps", int),
@@ -50,7 +54,9 @@ class Preset:
             caption_image_ratio=fields.take("caption_image_ratio", float),
         )
         if preset.sampler not in SAMPLERS:
-            raise BundleError(f"{fields.where}: unknown sampler {preset.sampler!r}; known are {', '.join(SAMPLERS)}")
+            raise BundleError(
+                f"{fields.where}: unknown sampler {preset.sampler!r}; known are {', '.join(SAMPLERS)}"
+            )
         return preset
 
     def table(self, schedule: Schedule, flow: Flow) -> SamplerTable:

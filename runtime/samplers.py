@@ -32,6 +32,7 @@ COLUMNS = (
     "next_from_x0",
     "next_from_previous_x0",
 )
+MOST_TIMESTEPS = 100_000
 _GUIDANCE_SCALE = COLUMNS.index("guidance_scale")
 _IMAGE_RATIO = COLUMNS.index("image_ratio")
 
@@ -46,8 +47,9 @@ class Schedule:
     beta_schedule: str = "scaled_linear"
 
     def __post_init__(self) -> None:
-        if _integer(self.timesteps) is None or self.timesteps < 2:
-            raise InputError(f"schedule: timesteps must be a whole number above 1, not {self.timesteps!r}")
+        if _integer(self.timesteps) is None or not 2 <= self.timesteps <= MOST_TIMESTEPS:
+            wanted = f"a whole number from 2 to {MOST_TIMESTEPS:,}"
+            raise InputError(f"schedule: timesteps must be {wanted}, not {self.timesteps!r}")
         if not 0.0 < self.beta_start <= self.beta_end < 1.0:
             found = f"{self.beta_start}, {self.beta_end}"
             raise InputError(f"schedule: betas must obey 0 < beta_start <= beta_end < 1, not {found}")

@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.scans import VoxelSpace, one_line
+from unibrain_rt.errors import BundleError, InputError, one_line
+from unibrain_rt.scans import VoxelSpace
 
 HEADS = ("image_latent", "text_latent", "image_context", "text_context")
 SCHEMA_VERSION = 1
@@ -185,16 +185,18 @@ class Subject:
 
     def _times(self, rows: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         """``rows @ factor`` (N, M) for the factor (K, M) of that name, which is widened a block at a time."""
-        with _reading(self.folder / TENSOR_FILE):
-            factor = self._tensors.get_slice(name)
-            length, width = factor.get_shape()
-            product = np.zeros((len(rows), width), np.float32)
-            step = max(1, _BLOCK_BYTES // (4 * width))
-            for start in range(0, length, step):
-                block = np.asarray(factor[start : start + step], np.float32)
-                # One product a scan: a matrix product would add up in an order that depends on the batch.
-                for total, row in zip(product, rows, strict=True):
-                    total += row[start : start + step] @ block
+        factor = self._tensors.get_slice(name)
+        length, width = factor.get_shape()
+        product = np.zeros((len(rows), width), np.float32)
+        step = max(1, _BLOCK_BYTES // (4 * width))
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            with _reading(self.folder / TENSOR_FILE):
+                block = np.asarray(factor[start:stop], np.float32)
+            # Scan by scan, and not with the BLAS, whose order of adding up depends on the batch and on the
+            # number of threads. Widening takes most of the time in any case.
+            for total, row in zip(product, rows, strict=True):
+                total += np.einsum("k,km->m", row[start:stop], block)
         return product
 
 

@@ -1,4 +1,4 @@
-"""AutoKL, the image autoencoder: diffusers' ``AutoencoderKL``, wrapped to images in [0, 1] and scaled latents."""
+"""AutoKL, the image autoencoder: diffusers' ``AutoencoderKL`` for images in [0, 1] and scaled latents."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class AutoKLDecode(nn.Module):
 def published_key(key: str, levels: int) -> str:
     """The key of the published checkpoint (below ``vae.image.``) for a key of diffusers' module.
 
-    Both name the same layers. The published decoder counts its levels from the finest, diffusers from the coarsest.
+    Both name the same layers. The published decoder counts its levels from the finest, diffusers' from the
+    coarsest one.
     """
     key = re.sub(r"^encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.", r"encoder.down.\1.block.\2.", key)
     key = re.sub(r"^encoder\.down_blocks\.(\d+)\.downsamplers\.0\.", r"encoder.down.\1.downsample.", key)

@@ -1,4 +1,4 @@
-"""The CLIP context encoders: transformers' CLIP towers, projected token by token as Versatile Diffusion does."""
+"""The CLIP context encoders: transformers' CLIP towers, every token projected as in Versatile Diffusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unibrain_rt.export.config import CLIPConfig
 
 
 class CLIPImageContext(CLIPVisionModelWithProjection):
-    """Normalised pixels (N, 3, S, S) → context (N, patches + 1, D), divided by the norm of the class token."""
+    """Normalised pixels (N, 3, S, S) → context (N, patches + 1, D), divided by the class token's norm."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
         tokens = self.vision_model(pixel_values=pixel_values).last_hidden_state

@@ -1,7 +1,8 @@
 """Optimus, the sentence autoencoder (arXiv 2004.04092): BERT → latent → GPT-2, both from transformers.
 
-GPT-2 takes the latent twice: ``linear_emb`` adds it to every token's embedding, and ``linear`` gives each layer one
-extra slot whose key equals its value and which all tokens may attend to. Positions of tokens therefore start at 1.
+GPT-2 takes the latent twice: ``linear_emb`` adds it to every token's embedding, and ``linear`` gives each
+layer one extra slot whose key equals its value and which all tokens may attend to. Positions of tokens
+therefore start at 1.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ class OptimusDecoder(nn.Module):
     def __init__(self, config: OptimusConfig) -> None:
         super().__init__()
         # n_ctx is what old configurations call n_positions.
-        sizes = {key: value for key, value in config.decoder.items() if key not in ("hidden_size", "n_ctx", "latent_size")}
+        sizes = {
+            key: value
+            for key, value in config.decoder.items()
+            if key not in ("hidden_size", "n_ctx", "latent_size")
+        }
         self.transformer = GPT2Model(GPT2Config(**sizes))
         sizes_read = self.transformer.config
         self.linear = nn.Linear(config.latent_size, sizes_read.n_layer * sizes_read.n_embd, bias=False)
@@ -69,8 +74,8 @@ class OptimusDecoder(nn.Module):
 class OptimusStep(nn.Module):
     """One token through GPT-2 with a fixed key/value cache: the graph ``optimus_decode``.
 
-    The caches hold ``slots`` tokens; the token at ``position`` p (1, 2, …) is written at index p − 1. The latent's
-    own slot is computed here and never stored.
+    The caches hold ``slots`` tokens; the token at ``position`` p (1, 2, …) is written at index p − 1. The
+    latent's own slot is computed here and never stored.
     """
 
     def __init__(self, decoder: OptimusDecoder, slots: int) -> None:

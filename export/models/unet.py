@@ -1,12 +1,13 @@
 """The four-flow UNet of Versatile Diffusion (arXiv 2211.08332).
 
-A *flow* is what is denoised (an image latent or a text latent); a *context* is what guides it (CLIP of an image, CLIP
-of a text). Every flow owns its data blocks, every context owns its transformers, and all four pairings share one
-layout: at each place of the UNet a data block runs, then the transformers of the contexts given, whose results are
-mixed. Sub-module names equal the keys of the published checkpoint below ``diffuser.``.
+A *flow* is what is denoised (an image latent or a text latent); a *context* is what guides it (CLIP of an
+image, CLIP of a text). Every flow owns its data blocks, every context owns its transformers, and all four
+pairings share one layout: at each place of the UNet a data block runs, then the transformers of the contexts
+given, whose results are mixed. Sub-module names equal the keys of the published checkpoint below
+``diffuser.``.
 
-Contexts are constant during a decode and timesteps between decodes, so what depends on them alone can be computed
-apart: ``context_keys_values`` and ``time_modulation`` give what ``denoise`` takes.
+Contexts are constant during a decode and timesteps between decodes, so what depends on them alone can be
+computed apart: ``context_keys_values`` and ``time_modulation`` give what ``denoise`` takes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ GROUPS = 32
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (N,) → (N, dim): cosines, then sines, of frequencies 10000^(−i / (dim/2))."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    frequencies = torch.exp(
+        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
     angles = timesteps[:, None].to(torch.float32) * frequencies[None]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
@@ -39,7 +42,7 @@ class ResBlock(nn.Module):
     """Residual block whose middle is shifted by the time modulation: (B, C, …) → (B, out, …).
 
     ``features`` is 1 for images, which are convolved 3×3. For texts the (C, features) tokens of a sample are
-    flattened and pass through fully connected layers, the published checkpoint's 1×1 convolutions on a 1×1 grid.
+    flattened and pass through fully connected layers, the published 1×1 convolutions on a 1×1 grid.
     """
 
     def __init__(self, channels: int, out_channels: int, time_dim: int, flow: Flow, features: int) -> None:
@@ -87,7 +90,7 @@ class Resample(nn.Module):
 
 
 class TokenLinear(nn.Linear):
-    """Fully connected layer over all (C, features) tokens of a text sample at once; flat out without features."""
+    """Fully connected layer over all (C, features) tokens of a text at once; flat out without features."""
 
     def __init__(self, in_width: int, out_width: int, features: int | None) -> None:
         super().__init__(in_width, out_width)
@@ -134,7 +137,9 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -179,8 +184,8 @@ class ContextTransformer(nn.Module):
 class FlowBlocks(nn.Module):
     """The blocks one modality owns: the data blocks of its flow and the transformers of its context.
 
-    ``plan`` lists what runs, in order: ``data`` (with a modulation if the block is residual), ``context``, ``save``
-    and ``load`` of a skip connection. It is the same for both flows.
+    ``plan`` lists what runs, in order: ``data`` (with a modulation if the block is residual), ``context``,
+    ``save`` and ``load`` of a skip connection. It is the same for both flows.
     """
 
     def __init__(self, config: UNetConfig, flow: Flow) -> None:
@@ -284,8 +289,12 @@ class FourFlowUNet(nn.Module):
 
     def time_modulation(self, flow: Flow, timesteps: Tensor) -> Tensor:
         """(T,) → (T, M): every residual block's time shift, concatenated in the order the blocks run."""
-        embedding = self.image.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(self._dtype))
-        return torch.cat([block.emb_layers(embedding) for block in self.blocks(flow).residual_blocks()], dim=-1)
+        embedding = self.image.time_embed(
+            timestep_embedding(timesteps, self.config.model_channels).to(self._dtype)
+        )
+        return torch.cat(
+            [block.emb_layers(embedding) for block in self.blocks(flow).residual_blocks()], dim=-1
+        )
 
     def context_keys_values(self, context_type: Flow, context: Tensor) -> KeysValues:
         """(B, L, context_dim) → per cross-attention a pair of (B, heads, L, channels / heads)."""
@@ -339,7 +348,11 @@ class FourFlowUNet(nn.Module):
         return self.denoise(flow, latent, self.time_modulation(flow, timesteps), keys_values, image_ratio)
 
     def _guide(
-        self, h: Tensor, place: int, keys_values: Mapping[Flow, KeysValues], image_ratio: Tensor | float | None
+        self,
+        h: Tensor,
+        place: int,
+        keys_values: Mapping[Flow, KeysValues],
+        image_ratio: Tensor | float | None,
     ) -> Tensor:
         deltas = {
             name: self.blocks(name).context_blocks[place][0](h, *pairs[place])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""The phantom's sizes: the published architecture, small enough to train on a laptop and to ship in a wheel."""
+"""The phantom's sizes: the published architecture, small enough to train on a laptop and ship in a wheel."""
 
 from __future__ import annotations
 

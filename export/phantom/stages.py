@@ -1,4 +1,4 @@
-"""What each of the phantom's models learns: AutoKL, CLIP and Optimus first, then the four-flow UNet on their latents."""
+"""What the phantom's models learn: AutoKL, CLIP and Optimus, then the four-flow UNet on their latents."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class World:
         return cls(images, ids(clip_ids, "clip"), ids(bert_ids, "bert"), ids(gpt2_ids, "gpt2"))
 
     @classmethod
-    def cached(cls, folder: Path, count: int, seed: int, architecture: Architecture, tokenizers: Path) -> World:
+    def cached(
+        cls, folder: Path, count: int, seed: int, architecture: Architecture, tokenizers: Path
+    ) -> World:
         """The training split, rendered once and kept in ``folder``."""
         path = folder / f"world_{count}_{seed}.safetensors"
         if not path.is_file():
@@ -79,21 +81,52 @@ class World:
 
 
 class AutoKLLearner:
-    """Reconstruction by absolute error of values and of edges, and a slight pull of the posterior to N(0, 1)."""
+    """Reconstruction by the error of values and of edges, and a slight pull of the posterior to N(0, 1)."""
 
     def __init__(self, architecture: Architecture, world: World, batch: int = 8) -> None:
         self.module: AutoencoderKL = build_autokl(architecture.autokl)
         self.world, self.batch = world, batch
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        image = 2 * self.world.image_batch(rng.integers(len(self.world), size=self.batch)) - 1
+        """Variational: latents are drawn from their posterior, which spreads them like N(0, 1)."""
+        image = self._images(rng)
         posterior = self.module.encode(image).latent_dist
         latent = posterior.mean + posterior.std * _normal(rng, posterior.mean.shape)
-        decoded = self.module.decode(latent).sample
-        edges = sum(
-            (torch.diff(decoded, dim=axis) - torch.diff(image, dim=axis)).abs().mean() for axis in (2, 3)
+        return self._difference(latent, image) + 1e-5 * posterior.kl().mean()
+
+    def sharpening_loss(self, rng: np.random.Generator) -> Tensor:
+        """Afterwards: posterior means with little noise, as a decode uses them."""
+        image = self._images(rng)
+        mean = self.module.encode(image).latent_dist.mean
+        return self._difference(mean + 0.05 * _normal(rng, mean.shape), image) + 1e-3 * mean.square().mean()
+
+    def colouring_loss(self, rng: np.random.Generator) -> Tensor:
+        """As ``sharpening_loss``, with colour weighed up and large areas again.
+
+        Brightness makes most of the error of these scenes and colour little, so that a short training forgets
+        it; to a person it is half of the picture.
+        """
+        image = self._images(rng)
+        mean = self.module.encode(image).latent_dist.mean
+        decoded = self.module.decode(mean + 0.05 * _normal(rng, mean.shape)).sample
+        error = decoded - image
+        brightness = error.mean(dim=1, keepdim=True)
+        error = brightness + 3 * (error - brightness)
+        areas = sum(F.avg_pool2d(error, side).square().mean() for side in (4, 8))
+        return (
+            error.abs().mean()
+            + error.square().mean()
+            + 4 * areas
+            + _edges(decoded, image)
+            + 1e-3 * mean.square().mean()
         )
-        return F.l1_loss(decoded, image) + F.mse_loss(decoded, image) + edges + 1e-5 * posterior.kl().mean()
+
+    def _images(self, rng: np.random.Generator) -> Tensor:
+        return 2 * self.world.image_batch(rng.integers(len(self.world), size=self.batch)) - 1
+
+    def _difference(self, latent: Tensor, image: Tensor) -> Tensor:
+        decoded = self.module.decode(latent).sample
+        return F.l1_loss(decoded, image) + F.mse_loss(decoded, image) + _edges(decoded, image)
 
     @torch.no_grad()
     def latent_std(self, count: int = 512) -> float:
@@ -133,23 +166,27 @@ class OptimusLearner(nn.Module):
         self.pad = architecture.optimus.decoder["vocab_size"] - 3
         self.world, self.batch = world, batch
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
+    def loss(self, rng: np.random.Generator, divergence_weight: float = 0.005) -> Tensor:
         index = rng.integers(len(self.world), size=self.batch)
         phrasing = rng.integers(len(self.world.bert_ids), size=self.batch)
         mean, log_variance = self.encoder.posterior(self.world.bert_ids[phrasing, index])
         latent = mean + (log_variance / 2).exp() * _normal(rng, mean.shape)
         ids = self.world.gpt2_ids[phrasing, index]
-        # The latent has to carry the sentence, so a part of the tokens that GPT-2 could lean on is hidden from it.
+        # The latent has to carry the sentence, so a part of what GPT-2 could lean on is hidden from it.
         hidden = torch.from_numpy(rng.random(ids.shape) < 0.3) & (ids < self.pad)
         logits = self.decoder(latent, ids.masked_fill(hidden, self.pad)[:, :-1])
         words = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=self.pad)
         divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=-1).mean()
-        return words + 0.005 * divergence
+        return words + divergence_weight * divergence
+
+    def sharpening_loss(self, rng: np.random.Generator) -> Tensor:
+        """Afterwards: little pull to N(0, 1), so that the latent tells every word."""
+        return self.loss(rng, divergence_weight=0.0003)
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What the UNet learns from, per scene: image latent, image context, and per phrasing text latent and context."""
+    """What the UNet learns from: image latent and context a scene, text latent and context a phrasing."""
 
     image: Tensor
     text: Tensor
@@ -194,7 +231,7 @@ class Latents:
 
 
 class UNetLearner:
-    """Noise prediction in all four flows, under one context or a random mixture of both, 10 % of contexts dropped."""
+    """Noise prediction in all flows, under one context or a random mixture; 10 % of contexts are dropped."""
 
     def __init__(self, architecture: Architecture, latents: Latents, batch: int = 32) -> None:
         self.module = FourFlowUNet(architecture.unet)
@@ -234,6 +271,13 @@ class UNetLearner:
         strength = torch.from_numpy(rng.random((self.batch, 1, 1), dtype=np.float32)) * 0.5
         spread = (context - nothing).std()
         return context + strength * spread * _normal(rng, context.shape)
+
+
+def _edges(decoded: Tensor, image: Tensor) -> Tensor:
+    return sum(
+        ((torch.diff(decoded, dim=axis) - torch.diff(image, dim=axis)).abs().mean() for axis in (2, 3)),
+        start=torch.zeros(()),
+    )
 
 
 def _normal(rng: np.random.Generator, shape: torch.Size) -> Tensor:

@@ -1,6 +1,6 @@
 """The phantom's three vocabularies, in the files that CLIP, BERT and GPT-2 were published with.
 
-They are learned from the phantom's captions, so that the readers of the real vocabularies serve the phantom too.
+They are learned from the phantom's captions, so that what reads the real vocabularies serves the phantom too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def vocabulary_size(folder: Path) -> int:
 
 
 def _append_clip_specials(path: Path) -> None:
-    # CLIP's own vocabulary ends with its two special tokens; the context encoder takes the largest id as the end.
+    # CLIP's own vocabulary ends with its two special tokens: the context encoder takes the largest id as end.
     vocabulary = json.loads(path.read_text(encoding="utf-8"))
     for token in CLIP_SPECIALS:
         vocabulary[token] = len(vocabulary)

@@ -1,7 +1,8 @@
-"""Training the phantom from scratch: vocabularies, scenes, the four models, and a checkpoint in the published layout.
+"""Training the phantom from scratch: vocabularies, scenes, models, and a checkpoint in the published layout.
 
-The result is a folder that ``unibrain-rt export`` reads like any published checkpoint. Every stage can be stopped and
-started again; stages that do not depend on each other (``autokl`` and ``language``) may run in two processes.
+The result is a folder that ``unibrain-rt export`` reads like any published checkpoint. Every stage can be
+stopped and started again; those that do not depend on each other, ``autokl`` and ``language``, may run in two
+processes.
 """
 
 from __future__ import annotations
@@ -41,17 +42,34 @@ class Recipe:
 
     scenes: int = 16384
     autokl_steps: int = 2000
+    sharpening_steps: int = 900
+    colouring_steps: int = 2000
     clip_steps: int = 1600
     optimus_steps: int = 2600
-    unet_steps: int = 7000
+    optimus_sharpening_steps: int = 2000
+    unet_steps: int = 4200
     seed: int = 0
 
 
 def train_autokl(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
     """Learn (or load, if learned) the image autoencoder."""
+    torch.manual_seed(recipe.seed)
     learner = AutoKLLearner(_architecture(folder), _world(folder, recipe))
-    stage = Stage("autokl", learner.module, learner.loss, recipe.autokl_steps, 1.5e-3, average=0.99)
-    train(stage, folder, recipe.seed, report)
+    module = learner.module
+    train(
+        Stage("autokl", module, learner.loss, recipe.autokl_steps, 1.5e-3, average=0.99),
+        folder,
+        recipe.seed,
+        report,
+    )
+    sharpening = Stage(
+        "sharpening", module, learner.sharpening_loss, recipe.sharpening_steps, 1.2e-3, average=0.99
+    )
+    train(sharpening, folder, recipe.seed + 4, report)
+    colouring = Stage(
+        "colouring", module, learner.colouring_loss, recipe.colouring_steps, 1.5e-3, average=0.99
+    )
+    train(colouring, folder, recipe.seed + 5, report)
     return learner
 
 
@@ -72,26 +90,33 @@ def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLe
         recipe.seed + 2,
         report,
     )
+    sharpening = Stage(
+        "optimus_sharpening", optimus, optimus.sharpening_loss, recipe.optimus_sharpening_steps, 1e-3, average=0.99
+    )
+    train(sharpening, folder, recipe.seed + 6, report)
     return clip, optimus
+
+
+def train_unet(folder: Path, recipe: Recipe, report: Report) -> tuple[UNetLearner, Architecture]:
+    """Learn (or load) the four-flow UNet on the latents of the other models; also gives the final sizes."""
+    autokl = train_autokl(folder, recipe, report)
+    clip, optimus = train_language(folder, recipe, report)
+    scale_factor = 1 / autokl.latent_std()
+    architecture = _architecture(folder)
+    architecture = replace(architecture, autokl=replace(architecture.autokl, scale_factor=scale_factor))
+    latents = Latents.encode(_world(folder, recipe), architecture, autokl.module, clip, optimus, scale_factor)
+    torch.manual_seed(recipe.seed)
+    unet = UNetLearner(architecture, latents)
+    stage = Stage("unet", unet.module, unet.loss, recipe.unet_steps, 1e-3, average=0.998)
+    train(stage, folder, recipe.seed + 3, report)
+    return unet, architecture
 
 
 def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
     """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``."""
     autokl = train_autokl(folder, recipe, report)
     clip, optimus = train_language(folder, recipe, report)
-    scale_factor = 1 / autokl.latent_std()
-    architecture = _architecture(folder)
-    architecture = replace(architecture, autokl=replace(architecture.autokl, scale_factor=scale_factor))
-    world = _world(folder, recipe)
-    latents = Latents.encode(world, architecture, autokl.module, clip, optimus, scale_factor)
-    torch.manual_seed(recipe.seed)
-    unet = UNetLearner(architecture, latents)
-    train(
-        Stage("unet", unet.module, unet.loss, recipe.unet_steps, 1e-3, average=0.998),
-        folder,
-        recipe.seed + 3,
-        report,
-    )
+    unet, architecture = train_unet(folder, recipe, report)
     (folder / "config.json").write_text(json.dumps(architecture.to_mapping(), indent=1), encoding="utf-8")
     levels = len(architecture.autokl.channel_mult)
     tensors = {

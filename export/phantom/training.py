@@ -1,7 +1,8 @@
 """A training loop that can be stopped at any moment and ends with the same weights as one that was not.
 
-Every random number of a step comes from a generator keyed by (seed, step), and weights, optimiser and averages are
-saved together, so a run resumed from any checkpoint repeats exactly what the uninterrupted run would have done.
+Every random number of a step comes from a generator keyed by (seed, step), and weights, optimiser and
+averages are saved together, so a run resumed from any checkpoint repeats exactly what the uninterrupted run
+would have done.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ def train(
 ) -> None:
     """Train ``stage.module`` in place, resuming from ``folder/<name>.pt`` if it is there.
 
-    The weights left in the module are the exponential average if ``stage.average`` is set. Losses are appended to
-    ``folder/<name>.jsonl``; ``report`` gets (name, step, steps, mean loss) about every second.
+    The weights left in the module are the exponential average if ``stage.average`` is set. Losses are
+    appended to ``folder/<name>.jsonl``; ``report`` gets (name, step, steps, mean loss) about every second.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage.name}.pt"
-    parameters = [p for p in stage.module.parameters() if p.requires_grad]
+    parameters = list(stage.module.parameters())
     optimiser = torch.optim.AdamW(
         parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=stage.weight_decay
     )

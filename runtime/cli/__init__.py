@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -37,10 +38,8 @@ class LazyGroup(click.Group):
             extra = _EXTRAS.get(cmd_name)
             if extra is None or (error.name or "").startswith("unibrain_rt"):
                 raise
-            raise click.ClickException(
-                f"{cmd_name} needs {error.name}, which is not installed; "
-                f'run: pip install "unibrain-rt[{extra}]"'
-            ) from error
+            problem = f"{cmd_name} needs {error.name}, which is not installed"
+            raise click.ClickException(f'{problem}; run: pip install "unibrain-rt[{extra}]"') from error
         command: click.Command = module.command
         return command
 
@@ -61,29 +60,38 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        code: Any = group.main(args=arguments, prog_name="unibrain-rt", standalone_mode=False)
+        # No arguments at all are a question, not a mistake.
+        code: Any = group.main(args=arguments or ["--help"], prog_name="unibrain-rt", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.UsageError as error:
-        error.show()
+        where = error.ctx.command_path if error.ctx is not None else "unibrain-rt"
+        complain(f"{error.format_message().rstrip('.')} (see {where} --help)")
         code = 2
     except click.ClickException as error:
-        error.show()
+        complain(error.format_message())
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("unibrain-rt: interrupted", err=True)
+        complain("interrupted")
         code = 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. The interpreter would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except Exception as error:
-        code = getattr(error, "exit_code", None)
+        code = getattr(error, "exit_code", 1)
         if debug:
             traceback.print_exc()
-        elif code is not None:
-            click.echo(f"unibrain-rt: {error}", err=True)
+        elif hasattr(error, "exit_code"):
+            complain(str(error))
         else:
-            reason = str(error).splitlines()[0] if str(error) else ""
-            click.echo(
-                f"unibrain-rt: unexpected {type(error).__name__}: {reason} (run with --debug for a traceback)",
-                err=True,
-            )
-        code = 1 if code is None else code
+            complain(f"unexpected {type(error).__name__}: {error} (unibrain-rt --debug … shows a traceback)")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def complain(problem: str) -> None:
+    """Say on stderr, in one line, what is wrong."""
+    from unibrain_rt.errors import one_line
+
+    click.echo(f"unibrain-rt: {one_line(problem, 400)}", err=True)

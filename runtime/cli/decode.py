@@ -3,35 +3,68 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
+from unibrain_rt.cli import complain
+from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
+from unibrain_rt.cli.options import engine_option, threads_option
 from unibrain_rt.decoder import Decoder, Reconstruction
-from unibrain_rt.errors import UnibrainError
-from unibrain_rt.outputs import SHEET_TILES, OutputPlan, Tile, contact_sheet, plan_outputs, write_pair, write_png
+from unibrain_rt.errors import InputError, UnibrainError
+from unibrain_rt.outputs import (
+    SHEET_TILES,
+    OutputPlan,
+    Tile,
+    contact_sheet,
+    plan_outputs,
+    write_pair,
+    write_png,
+)
+from unibrain_rt.scan_file import ScanFile
 from unibrain_rt.scans import inspect_all, iter_scans
 
 
-@click.command("decode", short_help="Decode scans into images and captions.")
+@click.command("decode", cls=JsonCommand, short_help="Decode scans into images and captions.")
 @click.argument("scans", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SCAN...")
-@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle folder.  [default: the shipped phantom]")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Bundle folder.  [default: the shipped phantom]"
+)
 @click.option("--subject", help="Whose scans these are.  [default: the bundle's only subject]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reconstructions"), show_default=True,
-              help="Folder for the pictures and JSON files.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("reconstructions"),
+    show_default=True,
+    help="Folder for the pictures and JSON files.",
+)
 @click.option("--preset", default="paper", show_default=True, help="Sampling preset of the bundle.")
-@click.option("--engine", default="auto", show_default=True, help="Back end that runs the graphs.")
-@click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all]")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise.")
-@click.option("--temperature", type=float, default=0.0, show_default=True,
-              help="Of caption sampling; 0 takes the likeliest word.")  # fmt: skip
-@click.option("--top-p", type=float, default=1.0, show_default=True,
-              help="Share of probability that caption sampling chooses from.")  # fmt: skip
+@engine_option
+@threads_option
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Of caption sampling; 0 takes the likeliest word.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Share of probability that caption sampling chooses from.",
+)
 @click.option("--overwrite", is_flag=True, help="Decode again where outputs exist.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a scan instead of captions.")
+@json_option("one object a line for every scan decoded")
 def command(
     scans: tuple[Path, ...],
     bundle: Path | None,
@@ -44,64 +77,81 @@ def command(
     temperature: float,
     top_p: float,
     overwrite: bool,
-    as_json: bool,
+    json_file: str | None,
 ) -> None:
     """Decode scans (.npy, .npz, .nii, .nii.gz) into <stem>.png and <stem>.json.
 
-    A file holds one scan (voxels,) or many (scans, voxels); a NIfTI is 3-D or 4-D and needs the subject's mask.
-    Several scans also give contact_sheet.png. A bad scan is reported and the rest are decoded; the exit code is then 2.
+    A file holds one scan (voxels,) or many (scans, voxels); a NIfTI is 3-D or 4-D and needs the subject's
+    mask. Several scans also give contact_sheet.png. A bad scan is reported and the rest are decoded; the exit
+    code is then 2.
     """
-    from unibrain_rt.bundle import Bundle
-
     captions = CaptionOptions(temperature=temperature, top_p=top_p)
     failed: list[UnibrainError] = []
 
-    def report(error: UnibrainError) -> None:
+    def fail(error: UnibrainError) -> None:
         failed.append(error)
-        click.echo(f"unibrain-rt: {error}", err=True)
+        complain(str(error))
 
     opened = Bundle.open(bundle)
     opened.preset(preset)
-    space = opened.subject(subject).voxel_space
-    if len(scans) == 1:
-        files = inspect_all(scans, space)
-    else:
-        files = inspect_all(scans, space, report)
+    files = inspect_all(scans, opened.subject(subject).voxel_space, fail if len(scans) > 1 else None)
     stems = [stem for file in files for stem in file.stems]
+    several = len(scans) > 1 or len(stems) > 1
     plan = plan_outputs(out, stems, overwrite, sources=[file.path for file in files for _ in file.stems])
+    outputs = (path for output in (*plan.todo, *plan.kept) for path in (output.png, output.json))
+    report = JsonReport(json_file, bundle=opened.folder, inputs=(*scans, *outputs))
     for kept in plan.kept:
         click.echo(f"{kept.stem}: kept, {kept.existing[0]} exists (--overwrite decodes it again)", err=True)
     if plan.todo:
         decoder = Decoder.open(
             opened, subject=subject, preset=preset, engine=engine, threads=threads, captions=captions
         )
-        _decode_all(decoder, files, plan, report, seed, as_json)
+        _decode_all(decoder, files, plan, fail if several else None, seed, overwrite, report)
+    report.close()
     if failed:
         raise SystemExit(max(error.exit_code for error in failed))
 
 
 def _decode_all(
-    decoder: Decoder, files: Any, plan: OutputPlan, report: Any, seed: int, as_json: bool
+    decoder: Decoder,
+    files: tuple[ScanFile, ...],
+    plan: OutputPlan,
+    fail: Callable[[UnibrainError], None] | None,
+    seed: int,
+    overwrite: bool,
+    report: JsonReport,
 ) -> None:
     outputs = {output.stem: output for output in plan.todo}
-    only = report if len(outputs) > 1 else None
     tiles: list[Tile] = []
     done = 0
-    for scan in iter_scans(files, only, plan.wanted):
-        with _progress_bar(decoder.steps, scan.stem) as bar:
-            result = decoder.decode(scan.betas, seed=seed, progress=bar.update if bar is not None else None)
+    for scan in iter_scans(files, fail, plan.wanted):
+        try:
+            with _progress_bar(decoder.steps, scan.stem) as bar:
+                result = decoder.decode(scan.betas, seed=seed, progress=bar.update if bar else None)
+        except InputError as error:
+            if fail is None:
+                raise
+            fail(error)
+            continue
         record = {**result.record(), "scan": str(scan.source), "scan_index": scan.index}
         text = {"Description": result.caption or "", "Software": "unibrain-rt"}
         write_pair(outputs[scan.stem], result.image, record, text=text)
-        _print(scan.stem, result, record, as_json, len(outputs) > 1)
+        report.add({"stem": scan.stem, **record})
+        if not report.on_stdout:
+            _print(scan.stem, result, named=len(plan.todo) + len(plan.kept) > 1)
         done += 1
         if len(tiles) < SHEET_TILES:
             tiles.append(Tile((result.image,), f"{scan.stem}: {result.caption or ''}"))
-    if done > 1:
-        header = [f"{done} scans, {decoder.bundle.name}, {decoder.subject.name}, preset {decoder.preset_name}"]
+    sheet = plan.contact_sheet
+    if done > 1 and sheet.exists() and not overwrite:
+        click.echo(f"{sheet}: kept (--overwrite makes it again)", err=True)
+    elif done > 1:
+        header = [
+            f"{done} scans, {decoder.bundle.name}, {decoder.subject.name}, preset {decoder.preset_name}"
+        ]
         if done > len(tiles):
             header.append(f"the first {len(tiles)} are shown")
-        write_png(plan.contact_sheet, contact_sheet(tiles, header=header))
+        write_png(sheet, contact_sheet(tiles, header=header))
 
 
 def _progress_bar(steps: int, label: str) -> Any:
@@ -110,13 +160,6 @@ def _progress_bar(steps: int, label: str) -> Any:
     return click.progressbar(length=steps, label=label, file=sys.stderr, show_percent=False, show_pos=True)
 
 
-def _print(stem: str, result: Reconstruction, record: dict[str, Any], as_json: bool, named: bool) -> None:
-    if as_json:
-        import json
-
-        click.echo(json.dumps({"stem": stem, **record}, ensure_ascii=False))
-        return
+def _print(stem: str, result: Reconstruction, named: bool) -> None:
     caption = result.caption if result.caption is not None else "(this bundle writes no captions)"
     click.echo(f"{stem}: {caption}" if named else caption)
-
-

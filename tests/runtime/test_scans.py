@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy_format
 
-from unibrain_rt import scans
+from unibrain_rt import scan_file
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.scans import VoxelSpace, inspect, inspect_all, iter_scans, read_scans
+from unibrain_rt.scan_file import inspect
+from unibrain_rt.scans import VoxelSpace, inspect_all, iter_scans, read_scans
 
 VOLUME = (5, 4, 3)
 SCALE = 1 / 300
@@ -112,7 +113,7 @@ def test_a_named_array_is_preferred_in_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_large_archive_is_unpacked_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scans, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(scan_file, "_IN_MEMORY_BYTES", 0)
     np.savez_compressed(tmp_path / "scan.npz", betas(3, V))
     file = inspect(tmp_path / "scan.npz", SPACE)
     np.testing.assert_array_equal([file.read(row) for row in (2, 0, 1)], betas(3, V)[[2, 0, 1]])
@@ -619,7 +620,7 @@ def test_what_does_not_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise MemoryError
 
     np.savez(tmp_path / "scan.npz", betas(V))
-    monkeypatch.setattr(scans, "_unpacked", full)
+    monkeypatch.setattr(scan_file, "_unpacked", full)
     refused(tmp_path / "scan.npz", "does not fit in memory")
 
 

@@ -1,0 +1,321 @@
+"""The implementations of one guided dual-context step that are measured side by side, on the same weights.
+
+A *whole* step starts from latent, timestep and contexts; a *partitioned* one is given the time modulation and the
+contexts' keys and values, which a decode computes once. Both cover both guidance branches, both contexts, guidance
+and the sampler's update. Heavy libraries are imported when a peer is loaded, so that this module's names are cheap.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from unibrain_rt.benchmarks.inputs import Float, Flow, step_inputs
+from unibrain_rt.export.config import Architecture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unibrain_rt.export.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a peer's weights are: a checkpoint for torch and diffusers, a bundle exported from it for an engine."""
+
+    flow: Flow
+    threads: int
+    checkpoint: Path | None = None
+    config: Path | None = None
+    bundle: Path | None = None
+
+
+class Peer(ABC):
+    """One implementation, loaded once. ``load`` ends with everything ready for the first step."""
+
+    variants: ClassVar[tuple[str, ...]]
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @abstractmethod
+    def load(self) -> None:
+        """Take the weights into memory of its own."""
+
+    def prepare(self) -> None:
+        """Put the inputs back in place; not a part of a step."""
+
+    @abstractmethod
+    def step(self, variant: str) -> None:
+        """Run one step."""
+
+    @abstractmethod
+    def output(self) -> Float:
+        """The next latent that the last step gave."""
+
+
+class OnnxRuntimePeer(Peer):
+    """The exported graphs in ONNX Runtime, driven as the decoder drives them."""
+
+    variants = ("partitioned", "whole")
+
+    def load(self) -> None:
+        from unibrain_rt.bundle import Bundle
+        from unibrain_rt.engines import create_engine
+
+        assert self.source.bundle is not None
+        bundle = Bundle.open(self.source.bundle, verify=False)
+        self._inputs = step_inputs(Architecture.from_mapping(bundle.architecture), self.source.flow)
+        engine = create_engine("onnxruntime", self.source.threads)
+        self._context = engine.open(bundle.graph("unet_context"))
+        self._time = engine.open(bundle.graph("unet_time"))
+        shared = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
+        self._step = engine.open(bundle.graph(f"unet_{self.source.flow}_step"), shared=shared)
+        self._run_contexts()
+        self._modulation = self._run_time()
+
+    def prepare(self) -> None:
+        self._step.write("latent", self._inputs.latent)
+        self._step.write("previous_x0", 0.0)
+
+    def step(self, variant: str) -> None:
+        if variant == "whole":
+            self._run_contexts()
+        self._step.write("coefficients", self._inputs.row)
+        self._step.write("modulation", self._run_time() if variant == "whole" else self._modulation)
+        self._step.run()
+
+    def output(self) -> Float:
+        return self._step.read("next_latent")
+
+    def _run_contexts(self) -> None:
+        for name, context in self._inputs.contexts.items():
+            self._context.write(f"{name}_context", context)
+        self._context.run()
+
+    def _run_time(self) -> Any:
+        # The graph gives the modulations of both flows at once.
+        self._time.write("timesteps", self._inputs.timestep)
+        self._time.run()
+        return self._time.read(f"{self.source.flow}_modulation")
+
+
+class OnnxRuntimeHalfPeer(OnnxRuntimePeer):
+    """The same from a bundle exported in fp16: that it runs, how far it is off, and what it costs on a CPU."""
+
+    variants = ("partitioned",)
+
+
+class TorchPeer(Peer):
+    """Our torch module, eager, fp32."""
+
+    variants = ("whole", "partitioned")
+
+    def load(self) -> None:
+        import torch
+
+        from unibrain_rt.export.checkpoint import load_unet
+        from unibrain_rt.export.graphs import UNetStep
+
+        flow = self.source.flow
+        torch.set_num_threads(self.source.threads)
+        checkpoint = _opened(self.source)
+        inputs = step_inputs(checkpoint.architecture, flow)
+        parts: Any = (f"{flow}.data", "image.context", "text.context", "time")
+        self._unet = load_unet(checkpoint, torch.float32, parts)
+        _take(self._unet, lambda key: _used(key, flow))
+        self._module = UNetStep(self._unet, flow)
+        self._latent, self._row = torch.from_numpy(inputs.latent), torch.from_numpy(inputs.row)
+        self._previous_x0 = torch.zeros_like(self._latent)
+        self._timesteps = torch.tensor([inputs.timestep])
+        self._contexts = {name: torch.from_numpy(context) for name, context in inputs.contexts.items()}
+        with torch.inference_mode():
+            self._once = self._context_and_time()
+
+    def step(self, variant: str) -> None:
+        import torch
+
+        with torch.inference_mode():
+            modulation, keys_values = self._context_and_time() if variant == "whole" else self._once
+            self._next, _ = self._module(self._latent, self._previous_x0, modulation, self._row, *keys_values)
+
+    def output(self) -> Float:
+        return np.array(self._next)
+
+    def _context_and_time(self) -> Any:
+        keys_values = [
+            tensor
+            for name, context in self._contexts.items()
+            for pair in self._unet.context_keys_values(name, context)
+            for tensor in pair
+        ]
+        return self._unet.time_modulation(self.source.flow, self._timesteps), keys_values
+
+
+class DiffusersPeer(Peer):
+    """diffusers' Versatile Diffusion, eager, fp32: the denoising step of its dual-guided pipeline.
+
+    The pipeline has the image flow only. For the text flow its text UNet is run in the same way, with the image UNet's
+    transformers at the side of its own, so that both flows work under both contexts.
+    """
+
+    variants = ("whole",)
+
+    def load(self) -> None:
+        import torch
+        from diffusers import DDIMScheduler
+
+        flow = self.source.flow
+        torch.set_num_threads(self.source.threads)
+        checkpoint = _opened(self.source)
+        inputs = step_inputs(checkpoint.architecture, flow)
+        self._unet = _dual_unet(checkpoint, flow, text_weight=1 - inputs.image_ratio)
+        _take(self._unet, lambda key: True)
+        schedule = inputs.schedule
+        self._scheduler = DDIMScheduler(
+            num_train_timesteps=schedule.timesteps,
+            beta_start=schedule.beta_start,
+            beta_end=schedule.beta_end,
+            beta_schedule=schedule.beta_schedule,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
+        self._scheduler.set_timesteps(inputs.preset.steps)
+        latent = torch.from_numpy(inputs.latent)
+        self._latent = latent if flow == "image" else latent[:, :, None, None]
+        self._contexts = torch.cat([torch.from_numpy(inputs.contexts[name]) for name in ("text", "image")], dim=1)
+        self._timestep, self._scale = torch.tensor(inputs.timestep), inputs.guidance_scale
+
+    def step(self, variant: str) -> None:
+        import torch
+
+        with torch.inference_mode():
+            both = torch.cat([self._latent] * 2)
+            noise = self._unet(both, self._timestep, encoder_hidden_states=self._contexts).sample
+            unconditional, conditional = noise.chunk(2)
+            guided = unconditional + self._scale * (conditional - unconditional)
+            self._next = self._scheduler.step(guided, self._timestep, self._latent).prev_sample
+
+    def output(self) -> Float:
+        return np.array(self._next).reshape(1, -1) if self.source.flow == "text" else np.array(self._next)
+
+
+PEERS: dict[str, type[Peer]] = {
+    "onnxruntime": OnnxRuntimePeer,
+    "torch": TorchPeer,
+    "diffusers": DiffusersPeer,
+    "onnxruntime-fp16": OnnxRuntimeHalfPeer,
+}
+
+
+def step_weight_bytes(source: Source) -> int:
+    """Bytes, in fp32, of all weights that a whole step of the flow reads."""
+    from unibrain_rt.export.layouts import is_extra
+
+    checkpoint = _opened(source)
+    prefix = "diffuser."
+    wanted = (
+        key
+        for key in checkpoint.keys()  # noqa: SIM118 - a method of our own
+        if key.startswith(prefix) and not is_extra(key) and _used(key.removeprefix(prefix), source.flow)
+    )
+    return sum(4 * int(np.prod(checkpoint.shape(key))) for key in wanted)
+
+
+def _opened(source: Source) -> Checkpoint:
+    from unibrain_rt.export.checkpoint import open_checkpoint
+
+    assert source.checkpoint is not None
+    return open_checkpoint(source.checkpoint, source.config)
+
+
+def _used(key: str, flow: Flow) -> bool:
+    """Whether a step of ``flow`` uses a parameter of ``FourFlowUNet``."""
+    return key.startswith((f"{flow}.data_blocks.", "image.context_blocks.", "text.context_blocks.", "image.time_embed."))
+
+
+def _take(module: nn.Module, wanted: Callable[[str], bool]) -> None:
+    """Copy parameters out of their mapped file: mapped pages are slower to walk, and the kernel may drop them."""
+    for name, parameter in module.named_parameters():
+        if wanted(name):
+            parameter.data = parameter.data.clone()
+
+
+def _dual_unet(checkpoint: Checkpoint, flow: Flow, text_weight: float) -> Any:
+    """diffusers' UNet of ``flow`` with both contexts' transformers in it, as its pipeline joins them."""
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers.models.transformers.dual_transformer_2d import DualTransformer2DModel
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    from unibrain_rt.export.layouts import diffusers_name, unet_blocks
+
+    blocks = unet_blocks(checkpoint.architecture.unet)
+    with init_empty_weights(include_buffers=False):
+        unets = _diffusers_unets(checkpoint.architecture)
+    for name, unet in unets.items():
+        state = {}
+        for key, value in unet.state_dict().items():
+            if name == flow or ".attentions." in key:
+                canonical = diffusers_name(f"{name}_unet", key, blocks, 0)
+                # The flows share one time embedding, which is published once.
+                stored = checkpoint.tensor(canonical.replace("diffuser.text.time_embed", "diffuser.image.time_embed"))
+                state[key] = stored.reshape(value.shape).to(torch.float32)
+        unet.load_state_dict(state, strict=False, assign=True)
+        unet.eval().requires_grad_(False)
+    clip = checkpoint.architecture.clip
+    owner = unets[flow]
+    places = [name for name, module in owner.named_modules() if isinstance(module, Transformer2DModel)]
+    for place in places:
+        with init_empty_weights():
+            both = DualTransformer2DModel(in_channels=32, num_attention_heads=1, attention_head_dim=32)
+        # The first transformer serves the image context, the second the text context, which comes first in the sequence.
+        for slot, name in enumerate(("image", "text")):
+            both.transformers[slot] = unets[name].get_submodule(place)
+        both.mix_ratio, both.condition_lengths = text_weight, [clip.text_tokens, clip.image_tokens]
+        both.forward = partial(_without_mask, both.forward)
+        parent, index = place.rsplit(".", 1)
+        owner.get_submodule(parent)[int(index)] = both
+    return owner
+
+
+def _without_mask(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    # diffusers 0.39 hands its dual transformer a mask that it does not take.
+    options.pop("encoder_attention_mask", None)
+    return forward(*inputs, **options)
+
+
+def _diffusers_unets(architecture: Architecture) -> dict[str, Any]:
+    from diffusers import UNet2DConditionModel
+    from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import UNetFlatConditionModel
+
+    sizes = architecture.unet
+    shared: dict[str, Any] = {
+        "block_out_channels": tuple(sizes.model_channels * mult for mult in sizes.channel_mult),
+        "layers_per_block": tuple(sizes.num_res_blocks),
+        "cross_attention_dim": sizes.context_dim,
+        # diffusers means the number of heads.
+        "attention_head_dim": sizes.num_heads,
+    }
+    features = (sizes.text_latent_dim, 1, 1)
+    flows = {
+        "image": (UNet2DConditionModel, "2D", sizes.latent_channels),
+        "text": (UNetFlatConditionModel, "Flat", features),
+    }
+    return {
+        name: build(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=tuple(f"{'CrossAttn' * on}DownBlock{kind}" for on in sizes.attention_levels),
+            up_block_types=tuple(f"{'CrossAttn' * on}UpBlock{kind}" for on in reversed(sizes.attention_levels)),
+            **shared,
+        )
+        for name, (build, kind, channels) in flows.items()
+    }
