@@ -1,6 +1,7 @@
-"""What an export costs: time and peak memory of ``unibrain-rt export`` by graph, and the sizes of what it writes.
+"""What an export costs: time and peak memory of ``unibrain-rt export`` by graph, and the sizes of its files.
 
-The command runs as a process of its own and is watched from outside, so that what is measured is what a user gets.
+The command runs as a process of its own and is watched from outside, so that what is measured is what a user
+gets.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ _PROGRESS = re.compile(r"\[(\d+)/(\d+)\] (\S+)")
 _TAIL_LINES = 20
 
 
-def measure_export(checkpoint: Path, bundle: Path, precision: str, config: Path | None = None) -> dict[str, Any]:
+def measure_export(checkpoint: Path, bundle: Path, precision: str, config: Path | None) -> dict[str, Any]:
     """Export ``checkpoint`` into ``bundle``, replacing it, and report what that took.
 
-    A stage runs from its line of progress to the next one: ``start`` is before the first graph (imports, opening and
-    checking the checkpoint), and the last graph's stage also holds the constants and the SHA-256 of every file.
+    A stage runs from its line of progress to the next one: ``start`` is before the first graph (imports,
+    opening and checking the checkpoint), and the last graph's stage also holds the constants and the SHA-256
+    of every file.
 
     Raises:
         RuntimeError: the export failed; the message ends with its last lines.
@@ -94,20 +96,22 @@ def _stage_memory(memory: PeakMemory, name: str) -> dict[str, int | None]:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where the bundles go, by precision.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where the bundles go.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The JSON file.")
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with the checkpoint's sizes.")
-@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, default=PRECISIONS[:2],
-              show_default=True, help="May be given several times.")  # fmt: skip
+@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True,
+              default=PRECISIONS[:2], show_default=True, help="May be given several times.")  # fmt: skip
 def main(checkpoint: Path, work: Path, out: Path, config: Path | None, precisions: tuple[str, ...]) -> None:
     """Export the CHECKPOINT folder once in every precision, and write what that took."""
     work.mkdir(parents=True, exist_ok=True)
     exports = [measure_export(checkpoint, work / name, name, config) for name in precisions]
-    out.write_text(json.dumps({"machine": machine.collect(), "exports": exports}, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({"machine": machine.collect(), "exports": exports}, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
     for export in exports:
         click.echo(
-            f"{export['precision']}: {export['seconds']:.0f} s, peak RSS {export['peak_rss_bytes'] / 2**30:.2f} GiB, "
-            f"of which own {export['peak_anonymous_bytes'] / 2**30:.2f} GiB at most, "
+            f"{export['precision']}: {export['seconds']:.0f} s, "
+            f"peak RSS {export['peak_rss_bytes'] / 2**30:.2f} GiB, "
+            f"own memory at most {export['peak_anonymous_bytes'] / 2**30:.2f} GiB, "
             f"bundle {sum(export['files'].values()) / 1e9:.2f} GB"
         )
 

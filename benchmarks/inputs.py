@@ -23,8 +23,9 @@ _SEED = 0
 class StepInputs:
     """The first step of the preset ``paper``.
 
-    ``latent`` is (1, C, H, W) or (1, D); ``contexts`` are (2, L, D) by name, the unconditional one first, of unit
-    length a token, as CLIP's are scaled; ``row`` is the sampler's, columns as in ``unibrain_rt.samplers.COLUMNS``.
+    ``latent`` is (1, C, H, W) or (1, D); ``contexts`` are (2, L, D) by name, the unconditional one first, of
+    unit length a token, as CLIP's are scaled; ``row`` is the sampler's, columns as in
+    ``unibrain_rt.samplers.COLUMNS``.
     """
 
     latent: Float

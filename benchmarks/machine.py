@@ -17,7 +17,7 @@ _EXTENSIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16
 
 
 def collect() -> dict[str, Any]:
-    """Processor, cores, memory, operating system, Python and the versions of the libraries; None where unknown."""
+    """Processor, cores, memory, operating system, Python and versions of libraries; None where unknown."""
     processor = _proc_values("cpuinfo")
     flags = (processor.get("flags") or processor.get("Features") or "").split()
     return {

@@ -1,4 +1,4 @@
-"""Memory of a process, split into what it owns (anonymous) and what it maps from files, which the kernel can drop."""
+"""Memory of a process: what it owns (anonymous), and what it maps from files, which the kernel can drop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INTERVAL_S = 0.2
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory in bytes; ``total`` is what tools call RSS, ``high_water`` the kernel's record of its largest."""
+    """Resident memory in bytes; ``total`` is RSS, ``high_water`` the kernel's record of its largest value."""
 
     anonymous: int = 0
     file_backed: int = 0
@@ -30,7 +30,8 @@ def memory_of(pid: int | str = "self") -> Memory | None:
         lines = Path("/proc", str(pid), "status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    kilobytes = {key: value.split()[0] for key, _, value in (line.partition(":") for line in lines) if value.strip()}
+    pairs = (line.split(":", 1) for line in lines)
+    kilobytes = {key: value.split()[0] for key, value in pairs if value.strip()}
     if "VmHWM" not in kilobytes:  # a zombie
         return None
     anonymous, file_backed, shared, high_water = (
@@ -42,9 +43,9 @@ def memory_of(pid: int | str = "self") -> Memory | None:
 class PeakMemory:
     """Samples a process five times a second and keeps the largest of each value.
 
-    ``stage`` names what the process does now; peaks are kept per stage too. The peaks of anonymous and of file-backed
-    memory need not fall together, so their sum may exceed the largest total. ``high_water`` also covers the time
-    between samples, but since the start of the process.
+    ``stage`` names what the process does now; peaks are kept per stage too. The peaks of anonymous and of
+    file-backed memory need not fall together, so their sum may exceed the largest total. ``high_water`` also
+    covers the time between samples, but since the start of the process.
     """
 
     def __init__(self, pid: int) -> None:

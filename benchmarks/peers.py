@@ -1,8 +1,9 @@
 """The implementations of one guided dual-context step that are measured side by side, on the same weights.
 
-A *whole* step starts from latent, timestep and contexts; a *partitioned* one is given the time modulation and the
-contexts' keys and values, which a decode computes once. Both cover both guidance branches, both contexts, guidance
-and the sampler's update. Heavy libraries are imported when a peer is loaded, so that this module's names are cheap.
+A *whole* step starts from latent, timestep and contexts; a *partitioned* one is given the time modulation and
+the contexts' keys and values, which a decode computes once. Both cover both guidance branches, both contexts,
+guidance and the sampler's update. Heavy libraries are imported when a peer is loaded, so that this module's
+names are cheap.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a peer's weights are: a checkpoint for torch and diffusers, a bundle exported from it for an engine."""
+    """Where a peer's weights are: a checkpoint for torch and diffusers, for an engine a bundle made of it."""
 
     flow: Flow
     threads: int
@@ -47,9 +47,6 @@ class Peer(ABC):
     @abstractmethod
     def load(self) -> None:
         """Take the weights into memory of its own."""
-
-    def prepare(self) -> None:
-        """Put the inputs back in place; not a part of a step."""
 
     @abstractmethod
     def step(self, variant: str) -> None:
@@ -80,11 +77,10 @@ class OnnxRuntimePeer(Peer):
         self._run_contexts()
         self._modulation = self._run_time()
 
-    def prepare(self) -> None:
+    def step(self, variant: str) -> None:
+        # The graph feeds its outputs back, so every step is given its latent anew.
         self._step.write("latent", self._inputs.latent)
         self._step.write("previous_x0", 0.0)
-
-    def step(self, variant: str) -> None:
         if variant == "whole":
             self._run_contexts()
         self._step.write("coefficients", self._inputs.row)
@@ -107,7 +103,7 @@ class OnnxRuntimePeer(Peer):
 
 
 class OnnxRuntimeHalfPeer(OnnxRuntimePeer):
-    """The same from a bundle exported in fp16: that it runs, how far it is off, and what it costs on a CPU."""
+    """The same from a bundle exported in fp16: that it runs on a CPU, and how far it is off."""
 
     variants = ("partitioned",)
 
@@ -161,8 +157,8 @@ class TorchPeer(Peer):
 class DiffusersPeer(Peer):
     """diffusers' Versatile Diffusion, eager, fp32: the denoising step of its dual-guided pipeline.
 
-    The pipeline has the image flow only. For the text flow its text UNet is run in the same way, with the image UNet's
-    transformers at the side of its own, so that both flows work under both contexts.
+    The pipeline has the image flow only. For the text flow its text UNet is run in the same way, with the
+    image UNet's transformers at the side of its own, so that both flows work under both contexts.
     """
 
     variants = ("whole",)
@@ -171,11 +167,13 @@ class DiffusersPeer(Peer):
         import torch
         from diffusers import DDIMScheduler
 
+        from unibrain_rt.benchmarks.diffusers_unet import dual_unet
+
         flow = self.source.flow
         torch.set_num_threads(self.source.threads)
         checkpoint = _opened(self.source)
         inputs = step_inputs(checkpoint.architecture, flow)
-        self._unet = _dual_unet(checkpoint, flow, text_weight=1 - inputs.image_ratio)
+        self._unet = dual_unet(checkpoint, flow, text_weight=1 - inputs.image_ratio)
         _take(self._unet, lambda key: True)
         schedule = inputs.schedule
         self._scheduler = DDIMScheduler(
@@ -190,7 +188,9 @@ class DiffusersPeer(Peer):
         self._scheduler.set_timesteps(inputs.preset.steps)
         latent = torch.from_numpy(inputs.latent)
         self._latent = latent if flow == "image" else latent[:, :, None, None]
-        self._contexts = torch.cat([torch.from_numpy(inputs.contexts[name]) for name in ("text", "image")], dim=1)
+        self._contexts = torch.cat(
+            [torch.from_numpy(inputs.contexts[name]) for name in ("text", "image")], dim=1
+        )
         self._timestep, self._scale = torch.tensor(inputs.timestep), inputs.guidance_scale
 
     def step(self, variant: str) -> None:
@@ -238,84 +238,13 @@ def _opened(source: Source) -> Checkpoint:
 
 def _used(key: str, flow: Flow) -> bool:
     """Whether a step of ``flow`` uses a parameter of ``FourFlowUNet``."""
-    return key.startswith((f"{flow}.data_blocks.", "image.context_blocks.", "text.context_blocks.", "image.time_embed."))
+    return key.startswith(
+        (f"{flow}.data_blocks.", "image.context_blocks.", "text.context_blocks.", "image.time_embed.")
+    )
 
 
 def _take(module: nn.Module, wanted: Callable[[str], bool]) -> None:
-    """Copy parameters out of their mapped file: mapped pages are slower to walk, and the kernel may drop them."""
+    """Copy parameters out of their mapped file, whose pages the kernel may drop while a peer sleeps."""
     for name, parameter in module.named_parameters():
         if wanted(name):
             parameter.data = parameter.data.clone()
-
-
-def _dual_unet(checkpoint: Checkpoint, flow: Flow, text_weight: float) -> Any:
-    """diffusers' UNet of ``flow`` with both contexts' transformers in it, as its pipeline joins them."""
-    import torch
-    from accelerate import init_empty_weights
-    from diffusers.models.transformers.dual_transformer_2d import DualTransformer2DModel
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-    from unibrain_rt.export.layouts import diffusers_name, unet_blocks
-
-    blocks = unet_blocks(checkpoint.architecture.unet)
-    with init_empty_weights(include_buffers=False):
-        unets = _diffusers_unets(checkpoint.architecture)
-    for name, unet in unets.items():
-        state = {}
-        for key, value in unet.state_dict().items():
-            if name == flow or ".attentions." in key:
-                canonical = diffusers_name(f"{name}_unet", key, blocks, 0)
-                # The flows share one time embedding, which is published once.
-                stored = checkpoint.tensor(canonical.replace("diffuser.text.time_embed", "diffuser.image.time_embed"))
-                state[key] = stored.reshape(value.shape).to(torch.float32)
-        unet.load_state_dict(state, strict=False, assign=True)
-        unet.eval().requires_grad_(False)
-    clip = checkpoint.architecture.clip
-    owner = unets[flow]
-    places = [name for name, module in owner.named_modules() if isinstance(module, Transformer2DModel)]
-    for place in places:
-        with init_empty_weights():
-            both = DualTransformer2DModel(in_channels=32, num_attention_heads=1, attention_head_dim=32)
-        # The first transformer serves the image context, the second the text context, which comes first in the sequence.
-        for slot, name in enumerate(("image", "text")):
-            both.transformers[slot] = unets[name].get_submodule(place)
-        both.mix_ratio, both.condition_lengths = text_weight, [clip.text_tokens, clip.image_tokens]
-        both.forward = partial(_without_mask, both.forward)
-        parent, index = place.rsplit(".", 1)
-        owner.get_submodule(parent)[int(index)] = both
-    return owner
-
-
-def _without_mask(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    # diffusers 0.39 hands its dual transformer a mask that it does not take.
-    options.pop("encoder_attention_mask", None)
-    return forward(*inputs, **options)
-
-
-def _diffusers_unets(architecture: Architecture) -> dict[str, Any]:
-    from diffusers import UNet2DConditionModel
-    from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import UNetFlatConditionModel
-
-    sizes = architecture.unet
-    shared: dict[str, Any] = {
-        "block_out_channels": tuple(sizes.model_channels * mult for mult in sizes.channel_mult),
-        "layers_per_block": tuple(sizes.num_res_blocks),
-        "cross_attention_dim": sizes.context_dim,
-        # diffusers means the number of heads.
-        "attention_head_dim": sizes.num_heads,
-    }
-    features = (sizes.text_latent_dim, 1, 1)
-    flows = {
-        "image": (UNet2DConditionModel, "2D", sizes.latent_channels),
-        "text": (UNetFlatConditionModel, "Flat", features),
-    }
-    return {
-        name: build(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=tuple(f"{'CrossAttn' * on}DownBlock{kind}" for on in sizes.attention_levels),
-            up_block_types=tuple(f"{'CrossAttn' * on}UpBlock{kind}" for on in reversed(sizes.attention_levels)),
-            **shared,
-        )
-        for name, (build, kind, channels) in flows.items()
-    }

@@ -1,8 +1,9 @@
-"""A checkpoint of random weights in the published layout, at any size: what export and engines cost, without a download.
+"""A checkpoint of random weights in the published layout, at any size: to measure without a download.
 
-Weights are drawn so that activations stay sane: norms scale by 1, biases are 0, everything else is N(0, 1 / fan-in).
-Each tensor is drawn from its own name (Philox keyed by SHA-256), so a tensor is the same in every file that has it, as
-long as numpy's ``standard_normal`` is. Files are written block by block; no whole tensor is ever in memory.
+Weights are drawn so that activations stay sane: norms scale by 1, biases are 0, everything else is
+N(0, 1 / fan-in). Each tensor is drawn from its own name (Philox keyed by SHA-256), so a tensor is the same in
+every file that has it, as long as numpy's ``standard_normal`` is. Files are written block by block; no whole
+tensor is ever in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from unibrain_rt.export.config import Architecture
 
 Shape = tuple[int, ...]
 MAIN = "vd-four-flow-v1-0.safetensors"
-# The published files beside the main one when a checkpoint is split, and the prefix that their keys leave out.
+# The published files beside the main one when a checkpoint is split, and the prefix that their keys leave
+# out.
 SIDE_FILES = {"kl-f8.safetensors": "vae.image.", "optimus-vae.safetensors": "vae.text."}
 DTYPES = {"fp32": ("F32", np.dtype("<f4")), "fp16": ("F16", np.dtype("<f2"))}
 
@@ -47,8 +49,8 @@ _LOGIT_SCALE = math.log(1 / 0.07)
 def tensor_shapes(architecture: Architecture) -> dict[str, Shape]:
     """Every tensor of a published checkpoint of these sizes, by name.
 
-    Both context encoders hold both towers of CLIP, as published; the second towers are never read. The schedule's
-    tables and GPT-2's causal masks, which are no weights, are left out.
+    Both context encoders hold both towers of CLIP, as published; the second towers are never read. The
+    schedule's tables and GPT-2's causal masks, which are no weights, are left out.
     """
     from accelerate import init_empty_weights
 
@@ -117,7 +119,9 @@ def write_checkpoint(
     shapes = tensor_shapes(architecture)
     files: dict[str, dict[str, str]] = {MAIN: {}}
     for name in shapes:
-        file, prefix = next(((f, p) for f, p in SIDE_FILES.items() if split and name.startswith(p)), (MAIN, ""))
+        file, prefix = next(
+            ((f, p) for f, p in SIDE_FILES.items() if split and name.startswith(p)), (MAIN, "")
+        )
         files.setdefault(file, {})[name.removeprefix(prefix)] = name
     out.mkdir(parents=True, exist_ok=True)
     sizes = json.dumps(architecture.to_mapping(), indent=1)
@@ -172,7 +176,9 @@ def _fan_in(name: str, shape: Shape) -> int:
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--config", type=click.Path(path_type=Path), help="JSON file with the sizes.  [default: published]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="JSON file with the sizes.  [default: published]"
+)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
 @click.option("--split", is_flag=True, help="AutoKL and Optimus in files of their own, as published.")
 @click.option("--seed", type=int, default=0, show_default=True)

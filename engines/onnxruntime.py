@@ -56,8 +56,9 @@ class OnnxRuntimeEngine(Engine):
         # Sessions share one decode's time line; a spinning thread of one would take the other's core.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
+            # A fallback would try the same provider again, and print that it does.
             session = self._onnxruntime.InferenceSession(
-                str(graph.path), sess_options=options, providers=["CPUExecutionProvider"]
+                str(graph.path), sess_options=options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise EngineError(

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -130,15 +131,18 @@ def _by_optimum(graph: Graph) -> ir.Model:
     base = CLIPVisionModelOnnxConfig if "pixel_values" in graph.example else CLIPTextOnnxConfig
 
     class Tensors(base):  # type: ignore[misc, valid-type]
-        inputs = {name: {0: "N"} for name in graph.example}
-        outputs = {name: {0: "N"} for name in graph.outputs}
+        inputs: ClassVar[dict[str, dict[int, str]]] = {name: {0: "N"} for name in graph.example}
+        outputs: ClassVar[dict[str, dict[int, str]]] = {name: {0: "N"} for name in graph.outputs}
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        export(graph.module.eval(), Tensors(graph.module.config, task="feature-extraction"), path, opset=OPSET)
+        export(
+            graph.module.eval(), Tensors(graph.module.config, task="feature-extraction"), path, opset=OPSET
+        )
         model = ir.load(path)
         ir.external_data.load_to_model(model)
         for value in model.graph.initializers.values():
+            assert value.const_value is not None, "initializers of a file hold tensors"
             # Out of the file, which goes.
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
     optimize_ir(model)
@@ -205,7 +209,9 @@ def _drop_metadata(model: ir.Model) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's chatter about optional packages and its own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: graphs exported, described and hashed, in a folder that appears at the end."""
+"""A checkpoint becomes a bundle: graphs exported, described and hashed, in one folder that appears whole."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 CONSTANTS = "constants.safetensors"
 UNCONDITIONAL = ("unconditional_image_context", "unconditional_text_context")
 _TYPES = ("float32", "float16", "int64", "int32", "bool")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK_BYTES = 2**20
 _MOST_ELEMENTS = 2**32  # of a tensor that is bound; the largest real one has some 10**8
 
@@ -83,8 +85,10 @@ class Bundle:
             name: FileRecord(record.take("size_bytes", int), record.take("sha256", str))
             for name, record in fields.objects("files")
         }
-        for name in files:
+        for name, record in files.items():
             _inside(folder, name, fields.where)
+            if not _SHA256.fullmatch(record.sha256):
+                raise BundleError(f"{fields.where}: {name} has no SHA-256; export the bundle again")
         bundle = cls(
             folder=folder,
             name=fields.take("name", str),

@@ -19,8 +19,13 @@ def command() -> None:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all]")
-@click.option("--stage", type=click.Choice(["all", "autokl", "language"]), default="all", show_default=True,
-              help="autokl and language do not need each other and may run side by side.")  # fmt: skip
+@click.option(
+    "--stage",
+    type=click.Choice(["all", "autokl", "language", "decoder", "unet"]),
+    default="all",
+    show_default=True,
+    help="autokl and language may run side by side, then decoder and unet.",
+)
 def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
     """Train AutoKL, CLIP, Optimus and the four-flow UNet from scratch.
 
@@ -29,7 +34,14 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
     """
     import torch
 
-    from unibrain_rt.export.phantom.train import Recipe, train_autokl, train_language, train_phantom
+    from unibrain_rt.export.phantom.train import (
+        Recipe,
+        train_autokl,
+        train_decoder,
+        train_language,
+        train_phantom,
+        train_unet,
+    )
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -39,8 +51,14 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
         line = f"{name:<12} {step:>6} / {steps}   loss {loss:.4f}   {time.monotonic() - start:7.0f} s"
         click.echo(f"\r{line}", nl=step == steps, err=True)
 
-    run = {"all": train_phantom, "autokl": train_autokl, "language": train_language}[stage]
-    run(out, Recipe(seed=seed), report)
+    stages = {
+        "all": train_phantom,
+        "autokl": train_autokl,
+        "language": train_language,
+        "decoder": train_decoder,
+        "unet": train_unet,
+    }
+    stages[stage](out, Recipe(seed=seed), report)
     if stage == "all":
         click.echo(f"{out}: checkpoint written; next: unibrain-rt phantom bundle {out} --out BUNDLE")
 

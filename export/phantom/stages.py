@@ -108,18 +108,26 @@ class AutoKLLearner:
         """
         image = self._images(rng)
         mean = self.module.encode(image).latent_dist.mean
-        decoded = self.module.decode(mean + 0.05 * _normal(rng, mean.shape)).sample
+        return self._coloured(mean + 0.05 * _normal(rng, mean.shape), image) + 1e-3 * mean.square().mean()
+
+    def decoding_loss(self, rng: np.random.Generator) -> Tensor:
+        """Last, with the encoder as it is: the decoder alone, on latents as blurred as denoised ones are."""
+        image = self._images(rng)
+        with torch.no_grad():
+            mean = self.module.encode(image).latent_dist.mean
+        return self._coloured(mean + 0.1 * _normal(rng, mean.shape), image)
+
+    def decoder_parameters(self) -> tuple[nn.Parameter, ...]:
+        """What ``decoding_loss`` is for."""
+        return (*self.module.post_quant_conv.parameters(), *self.module.decoder.parameters())
+
+    def _coloured(self, latent: Tensor, image: Tensor) -> Tensor:
+        decoded = self.module.decode(latent).sample
         error = decoded - image
         brightness = error.mean(dim=1, keepdim=True)
         error = brightness + 3 * (error - brightness)
         areas = sum(F.avg_pool2d(error, side).square().mean() for side in (4, 8))
-        return (
-            error.abs().mean()
-            + error.square().mean()
-            + 4 * areas
-            + _edges(decoded, image)
-            + 1e-3 * mean.square().mean()
-        )
+        return error.abs().mean() + error.square().mean() + 4 * areas + _edges(decoded, image)
 
     def _images(self, rng: np.random.Generator) -> Tensor:
         return 2 * self.world.image_batch(rng.integers(len(self.world), size=self.batch)) - 1

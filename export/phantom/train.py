@@ -43,11 +43,12 @@ class Recipe:
     scenes: int = 16384
     autokl_steps: int = 2000
     sharpening_steps: int = 900
-    colouring_steps: int = 2000
+    colouring_steps: int = 1500
+    decoding_steps: int = 2400
     clip_steps: int = 1600
     optimus_steps: int = 2600
     optimus_sharpening_steps: int = 2000
-    unet_steps: int = 4200
+    unet_steps: int = 3000
     seed: int = 0
 
 
@@ -73,6 +74,22 @@ def train_autokl(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
     return learner
 
 
+def train_decoder(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
+    """The image decoder, on latents of the finished encoder; the UNet, which needs only those, may learn meanwhile."""
+    learner = train_autokl(folder, recipe, report)
+    decoding = Stage(
+        "decoding",
+        learner.module,
+        learner.decoding_loss,
+        recipe.decoding_steps,
+        1e-3,
+        average=0.998,
+        parameters=learner.decoder_parameters(),
+    )
+    train(decoding, folder, recipe.seed + 7, report)
+    return learner
+
+
 def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLearner, OptimusLearner]:
     """Learn (or load) CLIP and Optimus."""
     architecture, world = _architecture(folder), _world(folder, recipe)
@@ -91,7 +108,12 @@ def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLe
         report,
     )
     sharpening = Stage(
-        "optimus_sharpening", optimus, optimus.sharpening_loss, recipe.optimus_sharpening_steps, 1e-3, average=0.99
+        "optimus_sharpening",
+        optimus,
+        optimus.sharpening_loss,
+        recipe.optimus_sharpening_steps,
+        1e-3,
+        average=0.99,
     )
     train(sharpening, folder, recipe.seed + 6, report)
     return clip, optimus
@@ -114,7 +136,7 @@ def train_unet(folder: Path, recipe: Recipe, report: Report) -> tuple[UNetLearne
 
 def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
     """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``."""
-    autokl = train_autokl(folder, recipe, report)
+    autokl = train_decoder(folder, recipe, report)
     clip, optimus = train_language(folder, recipe, report)
     unet, architecture = train_unet(folder, recipe, report)
     (folder / "config.json").write_text(json.dumps(architecture.to_mapping(), indent=1), encoding="utf-8")

@@ -24,7 +24,10 @@ LossFunction = Callable[[np.random.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """One model to train: ``loss`` draws a batch with the generator it is given and returns a scalar."""
+    """One model to train: ``loss`` draws a batch with the generator it is given and returns a scalar.
+
+    ``parameters`` are what is learned, where that is not all of the module.
+    """
 
     name: str
     module: nn.Module
@@ -33,6 +36,7 @@ class Stage:
     learning_rate: float
     weight_decay: float = 0.0
     average: float = 0.0
+    parameters: tuple[nn.Parameter, ...] = ()
 
 
 def train(
@@ -49,7 +53,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage.name}.pt"
-    parameters = list(stage.module.parameters())
+    parameters = list(stage.parameters or stage.module.parameters())
     optimiser = torch.optim.AdamW(
         parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=stage.weight_decay
     )

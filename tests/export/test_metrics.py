@@ -24,7 +24,9 @@ def test_identification_counts_pairs_one_by_one() -> None:
     expected = []
     for i in range(6):
         own = np.corrcoef(features[i], references[i])[0, 1]
-        expected.append(np.mean([own > np.corrcoef(features[i], references[j])[0, 1] for j in range(6) if j != i]))
+        expected.append(
+            np.mean([own > np.corrcoef(features[i], references[j])[0, 1] for j in range(6) if j != i])
+        )
     np.testing.assert_allclose(two_way_identification(features, references), expected)
 
 

@@ -39,7 +39,9 @@ def graph() -> Graph:
 def run(path: Path, graph: Graph) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     types = {node.name: np.float16 if "float16" in node.type else np.float32 for node in session.get_inputs()}
-    return session.run(None, {name: value.numpy().astype(types[name]) for name, value in graph.example.items()})
+    return session.run(
+        None, {name: value.numpy().astype(types[name]) for name, value in graph.example.items()}
+    )
 
 
 @pytest.mark.parametrize(("precision", "rtol"), [("fp32", 1e-5), ("fp32-half-weights", 2e-3), ("fp16", 1e-2)])
@@ -57,9 +59,17 @@ def test_every_precision_computes_the_module(
 
 def test_fp16_graphs_state_the_type_of_everything(graph: Graph, tmp_path: Path) -> None:
     model = onnx.load(export_graph(graph, tmp_path, "fp16", None))
-    types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    types = {
+        value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)
+    }
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
-    assert types == {"latent": single, "coefficients": single, "keys": half, "next_latent": single, "x0": single}
+    assert types == {
+        "latent": single,
+        "coefficients": single,
+        "keys": half,
+        "next_latent": single,
+        "x0": single,
+    }
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     known = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
     known |= {value.name: value.data_type for value in model.graph.initializer} | types
@@ -83,7 +93,9 @@ def test_graphs_share_equal_weights_in_one_file(graph: Graph, tmp_path: Path) ->
         twin = Graph("twin", graph.module, graph.example, graph.outputs)
         export_graph(twin, tmp_path, "fp32", weights)
         assert (tmp_path / "all.weights").stat().st_size == once
-    for first, second in zip(run(tmp_path / "block.onnx", graph), run(tmp_path / "twin.onnx", graph), strict=True):
+    for first, second in zip(
+        run(tmp_path / "block.onnx", graph), run(tmp_path / "twin.onnx", graph), strict=True
+    ):
         np.testing.assert_array_equal(first, second)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unibrain_rt.export.phantom.training import Stage, train
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -22,7 +22,7 @@ def make_stage(steps: int, stop_at: int | None = None) -> Stage:
     def loss(rng: np.random.Generator) -> Tensor:
         nonlocal seen
         if seen == stop_at:
-            raise Stopped
+            raise StoppedError
         seen += 1
         x = torch.from_numpy(rng.standard_normal((16, 4), dtype=np.float32))
         return (module(x) - x.sum(dim=1, keepdim=True)).square().mean()
@@ -37,7 +37,7 @@ def ignore(name: str, step: int, steps: int, loss: float) -> None:
 def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = make_stage(60)
     train(whole, tmp_path / "whole", 3, ignore)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         # Saved after every step, so that the stop loses one step at most.
         train(make_stage(60, stop_at=37), tmp_path / "parts", 3, ignore, save_every_s=0)
     resumed = make_stage(60)

@@ -62,6 +62,8 @@ class Trial:
                     self.problems.append(f"{label}: complains all the same")
                 continue
             counts = True
+            if done.out:
+                self.problems.append(f"{label}: prints {done.out[:200]!r}")
             if done.code not in (2, 3) or "Traceback" in done.err or "unexpected" in done.err:
                 self.problems.append(label)
             elif len(done.complaints) != 1 or not done.err.strip().isprintable():
@@ -316,3 +318,320 @@ def test_subjects(trial: Trial, tiny: Any, tiny_bundle: Path) -> None:
         tiny.seal(tiny_bundle)
         trial.run(label)
     trial.check(LEAST["subjects"])
+
+
+# --- Files --------------------------------------------------------------------------------------------------
+
+
+def replace(path: Path, kind: str) -> None:
+    """Put something else in a file's place."""
+    raw = path.read_bytes()
+    path.unlink()
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path)
+        case "nowhere":
+            path.symlink_to(path.parent / "nowhere")
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "elsewhere":
+            path.with_name(f"{path.name}.bak").write_bytes(raw)
+        case "empty":
+            path.write_bytes(b"")
+        case "half":
+            path.write_bytes(raw[: len(raw) // 2])
+        case "short":
+            path.write_bytes(raw[:-1])
+        case "long":
+            path.write_bytes(raw + b"\0")
+        case "zeros":
+            path.write_bytes(bytes(len(raw)))
+        case "noise":
+            path.write_bytes(np.random.default_rng(SEED).bytes(len(raw)))
+        case "flip":
+            middle = len(raw) // 2
+            path.write_bytes(raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :])
+
+
+KINDS = ["gone", "folder", "loop", "nowhere", "pipe", "device", "elsewhere", "empty", "half", "short", "long",
+         "zeros", "noise", "flip"]  # fmt: skip
+FILES = ["bundle.json", "constants.safetensors", "graphs/unet.weights", "graphs/unet_text_step.onnx",
+         "subjects/sub-01/heads.safetensors", "subjects/sub-01/subject.json", "tokenizers/gpt2/vocab.json"]  # fmt: skip
+
+
+def test_files(cli: Cli, tiny: Any, tiny_template: Path, tiny_scan: Path, tmp_path: Path) -> None:
+    """Every way in which a file can be wrong, noticed by its size or SHA-256, and again behind their back."""
+    bundle = tmp_path / "damaged"
+    decode = ("decode", tiny_scan, "--bundle", bundle, "--out", tmp_path / "out", "--preset", "realtime")
+    trial = Trial(cli, tmp_path, decode)
+    for name in FILES:
+        for kind in KINDS:
+            for sealed in (False, True):
+                if sealed and (kind in ("device", "pipe") or name == "bundle.json"):
+                    continue
+                shutil.copytree(tiny_template, bundle)
+                replace(bundle / name, kind)
+                if sealed:
+                    tiny.seal(bundle)
+                trial.run(f"{name} {kind}{', sealed' if sealed else ''}")
+                shutil.rmtree(bundle)
+    trial.check(LEAST["files"])
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty folder", "parent", "loop"])
+def test_what_is_no_bundle(kind: str, cli: Cli, tiny_scan: Path, tiny_template: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "there is no bundle"
+    match kind:
+        case "file":
+            bundle.write_bytes(b"x")
+        case "empty folder":
+            bundle.mkdir()
+        case "parent":
+            bundle = tiny_template.parent
+        case "loop":
+            bundle.symlink_to(bundle)
+    out = tmp_path / "out"
+    trial = Trial(
+        cli, tmp_path, ("decode", tiny_scan, "--bundle", bundle, "--out", out), ("info", bundle),
+        ("verify", bundle, "--golden", tiny_scan),
+    )  # fmt: skip
+    trial.run(kind)
+    trial.check(1)
+
+
+HOSTILE = ["..", "../..", "../../etc/passwd", "/etc/passwd", "a/../../b", "C:\\x", "a\\..\\b", "", ".", "\ud800", "a\nb",
+           "x" * 300, "/".join("a" * 2000)]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["files", "graph", "subject", "tokenizer"])
+def test_hostile_paths(where: str, trial: Trial, tiny_bundle: Path) -> None:
+    path = tiny_bundle / "bundle.json"
+    manifest = json.loads(path.read_text())
+    for name in HOSTILE:
+        hostile = copy.deepcopy(manifest)
+        match where:
+            case "files":
+                hostile["files"][name] = hostile["files"]["constants.safetensors"]
+            case "graph":
+                hostile["graphs"]["unet_time"]["file"] = name
+            case "subject":
+                hostile["subjects"] = [name]
+            case "tokenizer":
+                hostile["tokenizers"]["gpt2"] = name
+        path.write_text(json.dumps(hostile))
+        trial.run(f"{where} {name[:40]!r}")
+    trial.check(len(HOSTILE))
+
+
+def header(described: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file with a header of one's own words."""
+    raw = described if isinstance(described, bytes) else json.dumps(described).encode()
+    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+def safetensors_cases(good: dict[str, np.ndarray[Any, Any]]) -> Iterator[tuple[str, bytes]]:
+    """Files in which a tensor is not as it should be, and files that are none."""
+    from safetensors.numpy import save
+
+    raw = save(good)
+    for name, array in good.items():
+        yield f"{name} gone", save({key: value for key, value in good.items() if key != name})
+        yield f"{name} renamed", save({key if key != name else f"{key}s": value for key, value in good.items()})
+        wrong: list[tuple[str, np.ndarray[Any, Any]]] = [
+            ("flat", array.reshape(-1, 1)),
+            ("one axis more", array[None]),
+            ("shorter", array[..., :-1] if array.shape[-1] > 1 else array[:0]),
+            ("empty", array[:0]),
+            ("a scalar", np.zeros((), array.dtype)),
+            *((kind, array.astype(kind)) for kind in ("float64", "int32", "bool") if kind != array.dtype),
+        ]
+        if array.dtype.kind == "f":
+            wrong += [(f"all {value}", np.full_like(array, value)) for value in (np.nan, np.inf)]
+            one = array.copy()
+            one.reshape(-1)[-1] = np.nan
+            wrong += [("one NaN", one)]
+        for label, value in wrong:
+            yield f"{name} {label}", save({**good, name: np.ascontiguousarray(value)})
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    yield "no header", b""
+    yield "length alone", struct.pack("<Q", 100)
+    yield "length beyond the end", header({}, length=10**6)
+    yield "length of an exabyte", header({}, length=2**60)
+    yield "no JSON", header(b"not JSON")
+    yield "no UTF-8", header(b"\xff" * 40)
+    yield "a list", header([])
+    yield "deep", header(b"[" * 50_000)
+    yield "deep object", header(b'{"a":' * 50_000)
+    yield "offsets beyond", header({"x": {**entry, "data_offsets": [0, 10**15]}}, bytes(16))
+    yield "offsets backwards", header({"x": {**entry, "data_offsets": [16, 0]}}, bytes(16))
+    yield "offsets negative", header({"x": {**entry, "data_offsets": [-16, 0]}}, bytes(16))
+    yield "overlap", header({"x": entry, "y": entry}, bytes(16))
+    yield "shape of 2**80", header({"x": {**entry, "shape": [2**40, 2**40]}}, bytes(16))
+    yield "unknown type", header({"x": {**entry, "dtype": "F31"}}, bytes(16))
+    yield "more data", raw + bytes(8)
+    rng = np.random.default_rng(SEED)
+    for place in rng.integers(0, struct.unpack("<Q", raw[:8])[0], 20):
+        yield f"byte {place} flipped", raw[:place] + bytes([raw[place] ^ 0x11]) + raw[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ["constants.safetensors", "subjects/sub-01/heads.safetensors"])
+def test_safetensors(name: str, trial: Trial, tiny: Any, tiny_bundle: Path) -> None:
+    from safetensors.numpy import load_file
+
+    path = tiny_bundle / name
+    for label, data in safetensors_cases(load_file(path)):
+        path.write_bytes(data)
+        tiny.seal(tiny_bundle)
+        trial.run(f"{name}: {label}")
+    trial.check(40)
+
+
+def test_vocabularies(trial: Trial, tiny: Any, tiny_bundle: Path) -> None:
+    path = tiny_bundle / "tokenizers" / "gpt2" / "vocab.json"
+    good = json.loads(path.read_text())
+    cases: dict[str, Any] = {
+        "list": list(good),
+        "empty": {},
+        "one more": {**good, "Ġzebra": len(good)},
+        "one less": {key: value for key, value in good.items() if key != "."},
+        "twice": {**good, ".": 0},
+        "negative": {**good, ".": -1},
+        "beyond": {**good, ".": len(good)},
+        "text": {**good, ".": "12"},
+        "true": {**good, "a": True},
+        "null": {**good, ".": None},
+        "huge": {**good, ".": HUGE},
+        "no bytes": {**{key: value for key, value in good.items() if key != "."}, "犬": good["."]},
+        "surrogate": {**{key: value for key, value in good.items() if key != "."}, "\ud800": good["."]},
+    }
+    for label, value in cases.items():
+        path.write_text(json.dumps(value))
+        tiny.seal(tiny_bundle)
+        trial.run(label)
+    for label, data in broken_json(json.dumps(good)):
+        path.write_bytes(data)
+        tiny.seal(tiny_bundle)
+        trial.run(label)
+    trial.check(30)
+
+
+# --- Graphs -------------------------------------------------------------------------------------------------
+
+GRAPHS = ["autokl_decode", "optimus_decode", "unet_context", "unet_image_step", "unet_text_step", "unet_time"]
+
+
+def graph_damages(onnx: Any) -> Iterator[tuple[str, Callable[[Any], None]]]:
+    """What can be wrong with a graph that is still ONNX."""
+
+    def output_of(operator: str, *constants: Any) -> Callable[[Any], None]:
+        """Send the first output through another operator."""
+
+        def damage(model: Any) -> None:
+            graph = model.graph
+            name = graph.output[0].name
+            for node in graph.node:
+                for place, output in enumerate(node.output):
+                    if output == name:
+                        node.output[place] = "before"
+            names = [f"extra.{place}" for place in range(len(constants))]
+            graph.initializer.extend(
+                onnx.numpy_helper.from_array(np.asarray(value), key)
+                for key, value in zip(names, constants, strict=True)
+            )
+            graph.node.append(onnx.helper.make_node(operator, ["before", *names], [name]))
+
+        return damage
+
+    def no_nodes(model: Any) -> None:
+        del model.graph.node[:]
+
+    def no_outputs(model: Any) -> None:
+        del model.graph.output[:]
+
+    def no_constants(model: Any) -> None:
+        del model.graph.initializer[:]
+        del model.graph.node[0].input[:]
+
+    def other_operator(model: Any) -> None:
+        model.graph.node[0].op_type = "Frobnicate"
+
+    def other_type(model: Any) -> None:
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+    def other_name(model: Any) -> None:
+        model.graph.input[0].name += "_"
+
+    def other_shape(model: Any) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value = 7
+
+    def further_input(model: Any) -> None:
+        model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, (1,)))
+
+    def newer(model: Any) -> None:
+        model.opset_import[0].version = 99
+
+    def circle(model: Any) -> None:
+        model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+
+    yield "gives NaN", output_of("Mul", np.float32(np.nan))
+    yield "gives Inf", output_of("Add", np.float32(np.inf))
+    yield "gives another shape", output_of("Unsqueeze", np.array([0]))
+    yield "gives another size", output_of("Concat")
+    yield "no nodes", no_nodes
+    yield "no outputs", no_outputs
+    yield "no constants", no_constants
+    yield "unknown operator", other_operator
+    yield "another type", other_type
+    yield "another name", other_name
+    yield "another shape", other_shape
+    yield "a further input", further_input
+    yield "a newer opset", newer
+    yield "a circle", circle
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs(name: str, trial: Trial, tiny: Any, tiny_bundle: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tiny_bundle / "graphs" / f"{name}.onnx"
+    raw = path.read_bytes()
+    for label, damage in graph_damages(onnx):
+        model = onnx.load_from_string(raw)
+        damage(model)
+        path.write_bytes(model.SerializeToString())
+        tiny.seal(tiny_bundle)
+        trial.run(f"{name} {label}")
+    trial.check(len(list(graph_damages(onnx))) - 3)
+
+
+def test_weights(trial: Trial, tiny: Any, tiny_bundle: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tiny_bundle / "graphs" / "unet.weights"
+    raw = path.read_bytes()
+    for label, data in {
+        "NaN": np.full(len(raw) // 4, np.nan, np.float32).tobytes(),
+        "Inf": np.full(len(raw) // 4, np.inf, np.float32).tobytes(),
+        "huge": np.full(len(raw) // 4, 3e38, np.float32).tobytes(),
+        "ones": b"\xff" * len(raw),
+    }.items():
+        path.write_bytes(data)
+        tiny.seal(tiny_bundle)
+        trial.run(label)
+    path.write_bytes(raw)
+    graph = tiny_bundle / "graphs" / "unet_context.onnx"
+    whole = graph.read_bytes()
+    for key, value in [
+        ("location", "../../../../../../etc/passwd"), ("location", "/etc/passwd"), ("location", "nowhere"), ("location", "."),
+        ("location", ""), ("offset", "-4"), ("offset", str(2**62)), ("offset", "x"), ("offset", str(len(raw))),
+        ("length", "3"), ("length", str(2**62)), ("length", "-1"), ("length", ""),
+    ]:  # fmt: skip
+        model = onnx.load_from_string(whole)
+        external = next(t for t in model.graph.initializer if t.external_data).external_data
+        next(entry for entry in external if entry.key == key).value = value
+        graph.write_bytes(model.SerializeToString())
+        tiny.seal(tiny_bundle)
+        trial.run(f"{key} {value}")
+    trial.check(12)

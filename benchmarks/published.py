@@ -1,0 +1,152 @@
+"""The published size, end to end: write a checkpoint, export it, measure a step; one JSON file and one page.
+
+Each part leaves a JSON file in the work folder and is skipped when that is there, so that an interrupted run
+goes on where it was, and a part runs again when its file is deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unibrain_rt.benchmarks import machine, tables
+from unibrain_rt.benchmarks.export_cost import measure_export
+from unibrain_rt.benchmarks.inputs import FLOWS, Flow
+from unibrain_rt.benchmarks.steps import measure_flow
+from unibrain_rt.benchmarks.workers import WorkerError
+
+PARTS = ("checkpoint", "export", "steps", "half")
+NAME = "published-cpu"
+_PRECISIONS = ("fp32", "fp16")
+_HALF_ROUNDS = 2
+
+
+class Published:
+    """The parts of the benchmark and where they leave their results."""
+
+    def __init__(self, work: Path, config: Path | None, rounds: int, threads: int | None) -> None:
+        self.work, self.config, self.rounds, self.threads = work, config, rounds, threads
+        self.checkpoint = work / "checkpoint"
+
+    def run(self, parts: tuple[str, ...]) -> None:
+        """Run what is asked for and not there yet, in order."""
+        for part, steps in self._steps().items():
+            if part in parts:
+                for name, measure in steps.items():
+                    self._once(name, measure)
+
+    def results(self) -> dict[str, Any]:
+        """Everything measured so far, as one mapping."""
+        return {
+            "machine": machine.collect(),
+            "checkpoint": self._read("checkpoint"),
+            "exports": self._read_all(f"export-{precision}" for precision in _PRECISIONS),
+            "flows": self._read_all(f"steps-{flow}" for flow in FLOWS),
+            "half": self._read_all(f"half-{flow}" for flow in FLOWS),
+        }
+
+    def _steps(self) -> dict[str, dict[str, Callable[[], dict[str, Any]]]]:
+        return {
+            "checkpoint": {"checkpoint": self._write_checkpoint},
+            "export": {
+                f"export-{precision}": lambda precision=precision: measure_export(
+                    self.checkpoint, self.work / precision, precision, self.config
+                )
+                for precision in _PRECISIONS
+            },
+            "steps": {
+                f"steps-{flow}": lambda flow=flow: self._measure(
+                    flow, ("onnxruntime", "torch", "diffusers"), self.rounds
+                )
+                for flow in FLOWS
+            },
+            "half": {
+                f"half-{flow}": lambda flow=flow: self._measure(
+                    flow, ("torch", "onnxruntime-fp16"), _HALF_ROUNDS
+                )
+                for flow in FLOWS
+            },
+        }
+
+    def _once(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+        path = self._path(name)
+        if path.exists():
+            click.echo(f"{name}: measured before, kept", err=True)
+            return
+        click.echo(f"{name}: running", err=True)
+        start = time.perf_counter()
+        text = json.dumps(measure(), indent=1)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.rename(path)
+        click.echo(f"{name}: done in {time.perf_counter() - start:.0f} s", err=True)
+
+    def _write_checkpoint(self) -> dict[str, Any]:
+        # In a process of its own: building the modules' shapes takes libraries that would stay in this one's
+        # memory.
+        command = [sys.executable, "-m", "unibrain_rt.benchmarks.random_checkpoint", str(self.checkpoint)]
+        command += ["--config", str(self.config)] if self.config else []
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        files = {path.name: path.stat().st_size for path in sorted(self.checkpoint.glob("*.safetensors"))}
+        return {"seconds": seconds, "files": files}
+
+    def _measure(self, flow: Flow, peers: tuple[str, ...], rounds: int) -> dict[str, Any]:
+        bundles = {"onnxruntime": self.work / "fp32", "onnxruntime-fp16": self.work / "fp16"}
+        return measure_flow(
+            flow,
+            self.checkpoint,
+            bundles,
+            config=self.config,
+            peers=peers,
+            rounds=rounds,
+            threads=self.threads,
+        )
+
+    def _path(self, name: str) -> Path:
+        return self.work / f"{name}.json"
+
+    def _read(self, name: str) -> Any:
+        path = self._path(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def _read_all(self, names: Any) -> list[Any]:
+        return [found for found in map(self._read, names) if found is not None]
+
+
+@click.command()
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="For checkpoint, bundles and parts."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@click.option("--config", type=click.Path(path_type=Path), help="JSON file with other sizes, to try it out.")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Of a step.  [default: one a core]")
+def main(
+    work: Path, out: Path, config: Path | None, parts: tuple[str, ...], rounds: int, threads: int | None
+) -> None:
+    """Run the parts that are missing and write the results of all that are there."""
+    work.mkdir(parents=True, exist_ok=True)
+    published = Published(work, config, rounds, threads)
+    try:
+        published.run(parts)
+    except (RuntimeError, WorkerError, subprocess.CalledProcessError) as error:
+        raise click.ClickException(str(error)) from error
+    results = published.results()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / f"{NAME}.md").write_text(tables.report(results), encoding="utf-8")
+    click.echo(f"{out / NAME}.json and .md written")
+
+
+if __name__ == "__main__":
+    main()

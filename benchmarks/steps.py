@@ -1,0 +1,263 @@
+"""One guided dual-context step, in every implementation, in interleaved rounds.
+
+Every implementation is loaded once in a process of its own. In a round each variant runs one step, in an
+order that turns at every round, so that whatever else the machine does falls on all alike; ratios are taken
+within a round. Where not all fit into memory together, they are measured in groups, each beside the first
+peer, which is in all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+
+from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.inputs import FLOWS, Float, Flow, step_inputs
+from unibrain_rt.benchmarks.peers import PEERS, Source
+from unibrain_rt.benchmarks.workers import Pool, Worker, WorkerError
+from unibrain_rt.engines.onnxruntime import usable_cores
+from unibrain_rt.export.config import Architecture
+
+Round = dict[str, dict[str, float]]
+"""By variant, say ``torch/whole``: wall and processor seconds of one step."""
+REFERENCE = "torch/whole"
+# Name, slower, faster: how many times faster the second is.
+RATIOS = (
+    ("ONNX Runtime partitioned over torch whole", "torch/whole", "onnxruntime/partitioned"),
+    ("ONNX Runtime partitioned over diffusers whole", "diffusers/whole", "onnxruntime/partitioned"),
+    (
+        "engine alone: ONNX Runtime over torch, both partitioned",
+        "torch/partitioned",
+        "onnxruntime/partitioned",
+    ),
+    ("engine alone: ONNX Runtime over torch, both whole", "torch/whole", "onnxruntime/whole"),
+    ("partition alone, in torch", "torch/whole", "torch/partitioned"),
+    ("partition alone, in ONNX Runtime", "onnxruntime/whole", "onnxruntime/partitioned"),
+    ("our module over diffusers, both whole", "diffusers/whole", "torch/whole"),
+    ("ONNX Runtime fp32 over fp16", "onnxruntime-fp16/partitioned", "onnxruntime/partitioned"),
+)
+_LIBRARIES_BYTES = 0.75 * 2**30
+# What a peer takes for each byte of fp32 weights: ONNX Runtime packs weights anew for its kernels, and
+# computes fp16 in fp32 on a CPU.
+_FACTORS = {"onnxruntime": 1.25, "onnxruntime-fp16": 1.75}
+_SHARE_OF_AVAILABLE = 0.9
+
+
+def measure_flow(
+    flow: Flow,
+    checkpoint: Path,
+    bundles: Mapping[str, Path],
+    *,
+    config: Path | None = None,
+    peers: Sequence[str] = ("onnxruntime", "torch", "diffusers"),
+    rounds: int = 5,
+    threads: int | None = None,
+    budget: int | None = None,
+) -> dict[str, Any]:
+    """Measure one flow.
+
+    Args:
+        bundles: by peer, the bundle exported from ``checkpoint`` that an engine runs.
+        peers: what to measure; the first is loaded all the time.
+        rounds: that are counted; one before them warms up and is reported as each variant's first step.
+        budget: bytes that all workers together may take; by default nine tenths of the memory that is free.
+
+    Raises:
+        WorkerError: an implementation failed.
+    """
+    threads, budget = (
+        threads or usable_cores(),
+        budget or int(_SHARE_OF_AVAILABLE * machine.available_bytes()),
+    )
+    source = Source(flow, threads, checkpoint, config)
+    load = machine.load_average()
+    with Worker("torch", source) as worker:
+        weights = int(worker.ask("weights")["bytes"])
+    architecture = _architecture(checkpoint, config)
+    needs = {peer: _need(peer, weights, flow, architecture) for peer in peers}
+    result: dict[str, Any] = {
+        "flow": flow,
+        "threads": threads,
+        "timestep": step_inputs(architecture, flow).timestep,
+        "load_average_before": load,
+        "step_weights_bytes": weights,
+        "budget_bytes": budget,
+        "estimated_needs_bytes": needs,
+        "peers": {},
+        "groups": [],
+    }
+    outputs: dict[str, Float] = {}
+    with Pool({peer: replace(source, bundle=bundles.get(peer)) for peer in peers}) as pool:
+        for group in group_peers(peers, needs, budget):
+            for worker in pool.keep(group):
+                result["peers"][worker.peer] = _load(worker)
+            measured = _run_rounds(pool.workers, rounds, outputs, result["peers"])
+            result["groups"].append({"peers": group, "rounds": measured})
+            for peer, worker in pool.workers.items():
+                result["peers"][peer] |= _memory(worker)
+    result["relative_errors"] = relative_errors(outputs)
+    return {**result, **summarise([group["rounds"] for group in result["groups"]])}
+
+
+def group_peers(peers: Sequence[str], needs: Mapping[str, int], budget: int) -> list[list[str]]:
+    """Peers that are measured together: as many as fit beside the first; those that never do are measured
+    alone."""
+    first, groups, alone = peers[0], [[peers[0]]], []
+    for peer in peers[1:]:
+        if needs[first] + needs[peer] > budget:
+            alone.append([peer])
+        elif sum(needs[member] for member in groups[-1]) + needs[peer] <= budget:
+            groups[-1].append(peer)
+        else:
+            groups.append([first, peer])
+    return groups + alone
+
+
+def summarise(groups: Iterable[Sequence[Round]]) -> dict[str, Any]:
+    """Median, smallest and largest of every variant's seconds, and of every ratio within a round."""
+    every = [one for rounds in groups for one in rounds]
+    variants = dict.fromkeys(variant for one in every for variant in one)
+    ratios = {
+        name: [one[slow]["seconds"] / one[fast]["seconds"] for one in every if slow in one and fast in one]
+        for name, slow, fast in RATIOS
+    }
+    return {
+        "seconds": {v: _spread([one[v]["seconds"] for one in every if v in one]) for v in variants},
+        "cpu_seconds": {v: _spread([one[v]["cpu_seconds"] for one in every if v in one]) for v in variants},
+        "ratios": {name: _spread(values) for name, values in ratios.items() if values},
+    }
+
+
+def relative_errors(outputs: Mapping[str, Float]) -> dict[str, float]:
+    """Relative L2 distance of every variant's next latent to ``REFERENCE``'s, or to the first one's if it is
+    not there."""
+    reference = outputs.get(REFERENCE, next(iter(outputs.values()))).astype(np.float64)
+    norm = np.linalg.norm(reference)
+    return {variant: float(np.linalg.norm(output - reference) / norm) for variant, output in outputs.items()}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values), "rounds": len(values)}
+
+
+def _need(peer: str, weights: int, flow: Flow, architecture: Architecture) -> int:
+    """An estimate of a worker's memory in bytes."""
+    need = _FACTORS.get(peer, 1.0) * weights + _LIBRARIES_BYTES
+    if flow == "image" and peer in _FACTORS:
+        # Scores of the largest self-attention, before and after softmax; torch never has them whole.
+        need += 2 * 2 * architecture.unet.num_heads * architecture.autokl.latent_size**4 * 4
+    return int(need)
+
+
+def _architecture(checkpoint: Path, config: Path | None) -> Architecture:
+    own = checkpoint / "config.json"
+    path = config or (own if own.is_file() else None)
+    return Architecture.load(path) if path else Architecture()
+
+
+def _load(worker: Worker) -> dict[str, Any]:
+    worker.memory.stage = "load"
+    loaded = worker.ask("load")
+    worker.memory.sample()
+    worker.memory.stage = "steps"
+    _say(f"{worker.peer}: loaded in {loaded['seconds']:.1f} s")
+    return {"load_seconds": loaded["seconds"], "after_load": worker.ask("memory"), "first_step_seconds": {}}
+
+
+def _run_rounds(
+    workers: Mapping[str, Worker], rounds: int, outputs: dict[str, Float], reports: Mapping[str, Any]
+) -> list[Round]:
+    order = [(peer, variant) for peer in workers for variant in PEERS[peer].variants]
+    measured: list[Round] = []
+    for number in range(rounds + 1):
+        one: Round = {}
+        for peer, variant in order if number % 2 == 0 else reversed(order):
+            one[f"{peer}/{variant}"] = workers[peer].ask("step", variant=variant)
+            if number == 0:
+                reports[peer]["first_step_seconds"].setdefault(variant, one[f"{peer}/{variant}"]["seconds"])
+                outputs[f"{peer}/{variant}"] = workers[peer].output()
+        if number > 0:
+            measured.append(one)
+        told = ", ".join(f"{variant} {one[variant]['seconds']:.3f}" for variant in sorted(one))
+        _say(f"{'warm-up' if number == 0 else f'round {number}'}: {told} s")
+    return measured
+
+
+def _memory(worker: Worker) -> dict[str, Any]:
+    worker.memory.sample()
+    return {
+        "peak_rss_bytes": worker.ask("memory")["high_water_bytes"],
+        "peaks": {stage: memory.to_mapping() for stage, memory in worker.memory.stages.items() if stage},
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Exported from it in fp32.")
+@click.option(
+    "--fp16-bundle", type=click.Path(path_type=Path), help="Exported in fp16; adds the peer onnxruntime-fp16."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The JSON file.")
+@click.option("--config", type=click.Path(path_type=Path), help="JSON file with the checkpoint's sizes.")
+@click.option("--flow", "flows", type=click.Choice(FLOWS), multiple=True, default=FLOWS, show_default=True)
+@click.option("--peers", default="onnxruntime,torch,diffusers", show_default=True, help="In this order.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="By default one a core.")
+@click.option(
+    "--memory-gib", type=float, help="For all workers together.  [default: nine tenths of what is free]"
+)
+def main(
+    checkpoint: Path,
+    bundle: Path,
+    fp16_bundle: Path | None,
+    out: Path,
+    config: Path | None,
+    flows: tuple[Flow, ...],
+    peers: str,
+    rounds: int,
+    threads: int | None,
+    memory_gib: float | None,
+) -> None:
+    """Measure one step of the CHECKPOINT folder's model in every implementation."""
+    names = [*peers.split(","), *(["onnxruntime-fp16"] if fp16_bundle else [])]
+    unknown = sorted(set(names) - set(PEERS))
+    if unknown:
+        raise click.UsageError(f"--peers: unknown {', '.join(unknown)}; known are {', '.join(PEERS)}")
+    bundles = {"onnxruntime": bundle} | ({"onnxruntime-fp16": fp16_bundle} if fp16_bundle else {})
+    results = []
+    for flow in flows:
+        try:
+            results.append(
+                measure_flow(
+                    flow,
+                    checkpoint,
+                    bundles,
+                    config=config,
+                    peers=names,
+                    rounds=rounds,
+                    threads=threads,
+                    budget=int(memory_gib * 2**30) if memory_gib else None,
+                )
+            )
+        except WorkerError as error:
+            raise click.ClickException(str(error)) from error
+        for name, spread in results[-1]["ratios"].items():
+            click.echo(f"{flow}: {name}: {spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})")
+    text = json.dumps({"machine": machine.collect(), "flows": results}, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
