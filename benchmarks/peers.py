@@ -142,7 +142,7 @@ class TorchPeer(Peer):
             self._next, _ = self._module(self._latent, self._previous_x0, modulation, self._row, *keys_values)
 
     def output(self) -> Float:
-        return np.array(self._next)
+        return np.asarray(self._next.numpy())
 
     def _context_and_time(self) -> Any:
         keys_values = [
@@ -186,7 +186,7 @@ class DiffusersPeer(Peer):
             steps_offset=1,
         )
         self._scheduler.set_timesteps(inputs.preset.steps)
-        latent = torch.from_numpy(inputs.latent)
+        latent, self._shape = torch.from_numpy(inputs.latent), inputs.latent.shape
         self._latent = latent if flow == "image" else latent[:, :, None, None]
         self._contexts = torch.cat(
             [torch.from_numpy(inputs.contexts[name]) for name in ("text", "image")], dim=1
@@ -204,7 +204,8 @@ class DiffusersPeer(Peer):
             self._next = self._scheduler.step(guided, self._timestep, self._latent).prev_sample
 
     def output(self) -> Float:
-        return np.array(self._next).reshape(1, -1) if self.source.flow == "text" else np.array(self._next)
+        # diffusers keeps a text latent as (1, D, 1, 1).
+        return np.asarray(self._next.numpy().reshape(self._shape))
 
 
 PEERS: dict[str, type[Peer]] = {

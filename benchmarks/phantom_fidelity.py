@@ -57,8 +57,14 @@ def main(bundle: Path | None, scans: int, preset: str, out: Path) -> None:
         Tile((stimulus, result.image), f"{result.caption}")
         for stimulus, result in list(zip(stimuli, results, strict=True))[:SHOWN]
     ]
-    header = ["what was shown, and what was decoded from the scan", f"the first {SHOWN} held-out scans of {decoder.subject.name}, preset {preset}"]
-    write_png(out / f"phantom-contact-sheet-{preset}.png", contact_sheet(tiles, columns=6, header=header, labels=("shown", "decoded")))
+    header = [
+        "what was shown, and what was decoded from the scan",
+        f"the first {SHOWN} held-out scans of {decoder.subject.name}, preset {preset}",
+    ]
+    write_png(
+        out / f"phantom-contact-sheet-{preset}.png",
+        contact_sheet(tiles, columns=6, header=header, labels=("shown", "decoded")),
+    )
     click.echo(json.dumps({key: scores[key] for key in ("decoded", "shuffled_voxels")}, indent=1))
 
 
@@ -97,7 +103,11 @@ def _interval(values: NDArray[np.float64]) -> dict[str, float]:
     rng = np.random.Generator(np.random.Philox(key=[1, 0]))
     means = rng.choice(values, (RESAMPLES, len(values))).mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return {"mean": round(float(values.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    return {
+        "mean": round(float(values.mean()), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+    }
 
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ def measure_flow(
     outputs: dict[str, Float] = {}
     with Pool({peer: replace(source, bundle=bundles.get(peer)) for peer in peers}) as pool:
         for group in group_peers(peers, needs, budget):
+            told = ", ".join(f"{peer} about {needs[peer] / 2**30:.1f} GiB" for peer in group)
+            _say(f"{flow} flow, {budget / 2**30:.1f} GiB to use: {told}")
             for worker in pool.keep(group):
                 result["peers"][worker.peer] = _load(worker)
             measured = _run_rounds(pool.workers, rounds, outputs, result["peers"])

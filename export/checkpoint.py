@@ -49,7 +49,8 @@ class Checkpoint:
 
     Names are canonical (see ``layouts``). Shapes are as stored: a 1×1 convolution, (N, M, 1, 1) in one
     layout, may be (N, M) in the other. ``sizes_from`` says where the architecture was read, ``files`` are
-    all that were opened, ``tokenizers`` the folders found for ``gpt2``, ``bert`` and ``clip``.
+    all that were opened, ``tokenizers`` the folders found for ``gpt2``, ``bert`` and ``clip``. ``opened`` is the
+    folder on this machine and the configuration it was opened with.
     """
 
     source: str
@@ -59,6 +60,15 @@ class Checkpoint:
     tokenizers: Mapping[str, Path]
     files: Mapping[str, Path]
     tensors: Mapping[str, Stored]
+    opened: tuple[Path, Path | None]
+
+    def fresh(self) -> Checkpoint:
+        """The same checkpoint, opened again.
+
+        What is read through a mapping stays in memory as long as the mapping does. Whoever needs one model after
+        the other opens the files for each and lets go of both.
+        """
+        return open_checkpoint(*self.opened)
 
     @property
     def has_captions(self) -> bool:
@@ -131,7 +141,8 @@ def open_checkpoint(source: str | Path, config: Path | None = None) -> Checkpoin
     if embedding in tensors:
         # GPT-2 ties these; a file that stores shared tensors once has only the embedding.
         tensors.setdefault(head, tensors[embedding])
-    return Checkpoint(label, found.layout, architecture, sizes_from, tokenizers, files, tensors)
+    opened = (folder, config)
+    return Checkpoint(label, found.layout, architecture, sizes_from, tokenizers, files, tensors, opened)
 
 
 def check(checkpoint: Checkpoint) -> None:

@@ -128,7 +128,7 @@ def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
     fp32 = torch.float32
 
     def unet(*parts: checkpoints.Part) -> Any:
-        return checkpoints.load_unet(checkpoint, fp32, parts)
+        return checkpoints.load_unet(checkpoint.fresh(), fp32, parts)
 
     makers: dict[str, Callable[[], Graph]] = {
         "unet_context": lambda: graphs.unet_context(unet("image.context", "text.context"), sizes),
@@ -139,19 +139,23 @@ def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
         "unet_text_step": lambda: graphs.unet_step(
             unet("text.data", "image.context", "text.context"), sizes, "text"
         ),
-        "autokl_encode": lambda: graphs.autokl_encode(checkpoints.load_autokl(checkpoint, fp32), sizes),
-        "autokl_decode": lambda: graphs.autokl_decode(checkpoints.load_autokl(checkpoint, fp32), sizes),
-        "clip_image": lambda: graphs.clip_image(checkpoints.load_clip_image(checkpoint, fp32), sizes),
-        "clip_text": lambda: graphs.clip_text(checkpoints.load_clip_text(checkpoint, fp32), sizes),
+        "autokl_encode": lambda: graphs.autokl_encode(
+            checkpoints.load_autokl(checkpoint.fresh(), fp32), sizes
+        ),
+        "autokl_decode": lambda: graphs.autokl_decode(
+            checkpoints.load_autokl(checkpoint.fresh(), fp32), sizes
+        ),
+        "clip_image": lambda: graphs.clip_image(checkpoints.load_clip_image(checkpoint.fresh(), fp32), sizes),
+        "clip_text": lambda: graphs.clip_text(checkpoints.load_clip_text(checkpoint.fresh(), fp32), sizes),
     }
     if checkpoint.has_captions:
         longest_in = int(sizes.optimus.encoder["max_position_embeddings"])
         longest_out = int(sizes.optimus.decoder["n_positions"])
         makers["optimus_encode"] = lambda: graphs.optimus_encode(
-            checkpoints.load_optimus_encoder(checkpoint, fp32), min(ENCODED_TOKENS, longest_in)
+            checkpoints.load_optimus_encoder(checkpoint.fresh(), fp32), min(ENCODED_TOKENS, longest_in)
         )
         makers["optimus_decode"] = lambda: graphs.optimus_decode(
-            checkpoints.load_optimus_decoder(checkpoint, fp32),
+            checkpoints.load_optimus_decoder(checkpoint.fresh(), fp32),
             sizes.optimus.latent_size,
             # The latent takes the first position.
             min(CAPTION_TOKENS, longest_out - 1),
@@ -191,10 +195,10 @@ def _unconditional(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         start, end = sizes.text["vocab_size"] - 2, sizes.text["vocab_size"] - 1
         ids = torch.tensor([[start, *[end] * (sizes.text_tokens - 1)]])
     with torch.no_grad():
-        image = checkpoints.load_clip_image(checkpoint, torch.float32)(
+        image = checkpoints.load_clip_image(checkpoint.fresh(), torch.float32)(
             clip_pixels(torch.zeros(1, 3, side, side))
         )
-        text = checkpoints.load_clip_text(checkpoint, torch.float32)(ids)
+        text = checkpoints.load_clip_text(checkpoint.fresh(), torch.float32)(ids)
     return dict(zip(UNCONDITIONAL, (image.contiguous(), text.contiguous()), strict=True))
 
 

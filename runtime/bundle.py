@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unibrain_rt.captions import VOCABULARY
 from unibrain_rt.engines.base import GraphSpec, TensorSpec
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.subject import Subject
+from unibrain_rt.subject import DESCRIPTION_FILE, TENSOR_FILE, Subject
 
 MANIFEST = "bundle.json"
 SCHEMA_VERSION = 1
@@ -107,6 +108,7 @@ class Bundle:
         )
         if not all(isinstance(subject, str) and _plain(subject) for subject in bundle.subjects):
             raise BundleError(f"{fields.where}: subjects must be plain names; export the bundle again")
+        bundle._check_listed(fields.where)
         bundle._check_files(verify)
         return bundle
 
@@ -168,6 +170,23 @@ class Bundle:
         """A short hash of everything in the bundle, for reports."""
         lines = "".join(f"{name}:{record.sha256}\n" for name, record in sorted(self.files.items()))
         return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+    def _check_listed(self, where: str) -> None:
+        """What is read has to be in the list of files, or nobody would compare its SHA-256."""
+        read = {
+            CONSTANTS,
+            *(f"subjects/{name}/{file}" for name in self.subjects for file in (DESCRIPTION_FILE, TENSOR_FILE)),
+            *(f"{path.relative_to(self.folder).as_posix()}/{VOCABULARY}" for path in self._vocabularies()),
+        }
+        # Graphs name their weights themselves; they lie beside them.
+        for folder in {graph.path.parent for graph in self.graphs.values()}:
+            beside = (path for path in folder.glob("*") if not path.name.startswith("."))
+            read.update(path.relative_to(self.folder).as_posix() for path in beside)
+        if unlisted := sorted(read - self.files.keys()):
+            raise BundleError(f"{where}: {unlisted[0]} is not among the manifest's files; export the bundle again")
+
+    def _vocabularies(self) -> list[Path]:
+        return [self.tokenizers["gpt2"]] if self.has_captions else []
 
     def _check_files(self, verify: bool) -> None:
         for name, record in self.files.items():

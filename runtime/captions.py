@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import BundleError, InputError
 
+VOCABULARY = "vocab.json"
 _END_OF_TEXT = "<|endoftext|>"  # GPT-2's own special token, the only one inside its vocabulary
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 _PUNCTUATION = ".!?,;:"
@@ -75,8 +76,8 @@ class Detokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Detokenizer:
-        """Read ``vocab.json`` (token to id) in ``folder``; BundleError if missing or no such vocabulary."""
-        path = Path(folder) / "vocab.json"
+        """Read `VOCABULARY` (token to id) in ``folder``; BundleError if missing or no such vocabulary."""
+        path = Path(folder) / VOCABULARY
         try:
             vocabulary = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:

@@ -147,7 +147,9 @@ class Decoder:
         self._image_loop = self._open_loop(preset, "image")
         self._autokl = engine.open(bundle.graph("autokl_decode"))
         if _shape(self._autokl.graph, "image", 4)[:2] != (1, 3):
-            raise BundleError("graph autokl_decode: does not give one picture of 3 colours; export the bundle again")
+            raise BundleError(
+                "graph autokl_decode: does not give one picture of 3 colours; export the bundle again"
+            )
         self._caption_loop, self._writer = None, None
         if bundle.has_captions:
             self._caption_loop = self._open_loop(preset, "caption")
@@ -191,7 +193,9 @@ class Decoder:
         """Denoising steps of one scan, both flows together; what a progress bar counts."""
         return len(self._image_loop) + (len(self._caption_loop) if self._caption_loop is not None else 0)
 
-    def decode(self, voxels: NDArray[Any], *, seed: int = 0, progress: Progress | None = None) -> Reconstruction:
+    def decode(
+        self, voxels: NDArray[Any], *, seed: int = 0, progress: Progress | None = None
+    ) -> Reconstruction:
         """Decode one scan.
 
         The result depends on the scan, the seed, the preset and the bundle alone: a scan decodes the same by itself
@@ -207,7 +211,9 @@ class Decoder:
         """
         betas = np.asarray(voxels)
         if betas.ndim != 1:
-            raise InputError(f"voxels must be one scan, (voxels,), found shape {betas.shape}; decode scans one by one")
+            raise InputError(
+                f"voxels must be one scan, (voxels,), found shape {betas.shape}; decode scans one by one"
+            )
         if betas.dtype.kind != "f":
             problem = f"voxels must be floating point, in % signal change, not {betas.dtype}"
             raise InputError(f"{problem}; scale stored integers first, as unibrain_rt.read_scans does")
@@ -219,7 +225,9 @@ class Decoder:
         with clock("context"):
             self._run_context(predictions)
         with clock("image_loop"):
-            image_latent = self._denoise(self._image_loop, predictions["image_latent"], seed, "image", progress)
+            image_latent = self._denoise(
+                self._image_loop, predictions["image_latent"], seed, "image", progress
+            )
         with clock("autokl"):
             image = self._decode_image(image_latent)
         caption, tokens = None, []
@@ -251,7 +259,9 @@ class Decoder:
         keys_values = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
         _check_feedback(graph, STEP_FEEDBACK)
         if {spec.name for spec in graph.inputs} != STEP_INPUTS | keys_values.keys():
-            raise BundleError(f"graph {graph.name}: takes other inputs than a decode gives; export the bundle again")
+            raise BundleError(
+                f"graph {graph.name}: takes other inputs than a decode gives; export the bundle again"
+            )
         table = preset.table(self.bundle.schedule, flow)
         time_session = self.engine.open(self.bundle.graph("unet_time"), free=len(table.timesteps))
         time_session.write("timesteps", table.timesteps)
@@ -270,7 +280,9 @@ class Decoder:
         noise = seeded_noise(seed, NOISE_STREAM[flow], loop.shape)
         latent = loop.run(start[None], noise, progress)
         if not np.isfinite(latent).all():
-            raise EngineError(f"the {flow} loop gave numbers that are not finite; try another engine or precision")
+            raise EngineError(
+                f"the {flow} loop gave numbers that are not finite; try another engine or precision"
+            )
         return latent
 
     def _decode_image(self, latent: Float) -> NDArray[np.uint8]:
@@ -278,7 +290,9 @@ class Decoder:
         self._autokl.run()
         image = self._autokl.read("image")[0]
         if not np.isfinite(image).all():
-            raise EngineError("the image decoder gave numbers that are not finite; try another engine or precision")
+            raise EngineError(
+                "the image decoder gave numbers that are not finite; try another engine or precision"
+            )
         pixels: NDArray[np.uint8] = np.round(image.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
         return pixels
 
@@ -303,7 +317,9 @@ def _shape(graph: GraphSpec, name: str, rank: int) -> tuple[int, ...]:
     """Shape of a tensor, which has to have that many axes."""
     shape = graph.tensor(name).sized(1)
     if len(shape) != rank:
-        raise BundleError(f"graph {graph.name}: {name} has {len(shape)} axes, not {rank}; export the bundle again")
+        raise BundleError(
+            f"graph {graph.name}: {name} has {len(shape)} axes, not {rank}; export the bundle again"
+        )
     return shape
 
 

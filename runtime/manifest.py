@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,10 @@ class Fields:
             BundleError: it is missing, unreadable, too large, not JSON or not an object.
         """
         try:
-            if path.stat().st_size > _LARGEST_MANIFEST:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleError(f"{path}: not a plain file; is this a bundle?")
+            if found.st_size > _LARGEST_MANIFEST:
                 raise BundleError(f"{path}: larger than a manifest can be; export the bundle again")
             text = path.read_text(encoding="utf-8")
         except OSError as error:

@@ -23,6 +23,7 @@ from unibrain_rt.export.phantom.architecture import phantom_architecture
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.scenes import scenes
 from unibrain_rt.export.phantom.stages import (
+    SPREAD,
     AutoKLLearner,
     CLIPLearner,
     Latents,
@@ -44,11 +45,12 @@ class Recipe:
     autokl_steps: int = 2000
     sharpening_steps: int = 900
     colouring_steps: int = 1500
-    decoding_steps: int = 2400
+    decoding_steps: int = 800
     clip_steps: int = 1600
     optimus_steps: int = 2600
     optimus_sharpening_steps: int = 2000
-    unet_steps: int = 3000
+    unet_steps: int = 2800
+    caption_steps: int = 2500
     seed: int = 0
 
 
@@ -116,6 +118,7 @@ def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLe
         average=0.99,
     )
     train(sharpening, folder, recipe.seed + 6, report)
+    optimus.spread()
     return clip, optimus
 
 
@@ -123,15 +126,25 @@ def train_unet(folder: Path, recipe: Recipe, report: Report) -> tuple[UNetLearne
     """Learn (or load) the four-flow UNet on the latents of the other models; also gives the final sizes."""
     autokl = train_autokl(folder, recipe, report)
     clip, optimus = train_language(folder, recipe, report)
-    scale_factor = 1 / autokl.latent_std()
+    scale_factor = SPREAD / autokl.latent_std()
     architecture = _architecture(folder)
     architecture = replace(architecture, autokl=replace(architecture.autokl, scale_factor=scale_factor))
     latents = Latents.encode(_world(folder, recipe), architecture, autokl.module, clip, optimus, scale_factor)
     torch.manual_seed(recipe.seed)
     unet = UNetLearner(architecture, latents)
-    stage = Stage("unet", unet.module, unet.loss, recipe.unet_steps, 1e-3, average=0.998)
+    stage = Stage("unet", unet.module, unet.loss, recipe.unet_steps, 1.5e-3, average=0.995)
     train(stage, folder, recipe.seed + 3, report)
+    train_captions(unet, folder, recipe, report)
     return unet, architecture
+
+
+def train_captions(unet: UNetLearner, folder: Path, recipe: Recipe, report: Report) -> None:
+    """The text flow's own blocks, further, with everything else as it is."""
+    own = unet.caption_parameters()
+    stage = Stage(
+        "captions", unet.module, unet.caption_loss, recipe.caption_steps, 1e-3, average=0.995, parameters=own
+    )
+    train(stage, folder, recipe.seed + 8, report)
 
 
 def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
@@ -139,6 +152,18 @@ def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
     autokl = train_decoder(folder, recipe, report)
     clip, optimus = train_language(folder, recipe, report)
     unet, architecture = train_unet(folder, recipe, report)
+    write_checkpoint(folder, architecture, unet, autokl, clip, optimus)
+
+
+def write_checkpoint(
+    folder: Path,
+    architecture: Architecture,
+    unet: UNetLearner,
+    autokl: AutoKLLearner,
+    clip: CLIPLearner,
+    optimus: OptimusLearner,
+) -> None:
+    """All models in the published layout, and their sizes."""
     (folder / "config.json").write_text(json.dumps(architecture.to_mapping(), indent=1), encoding="utf-8")
     levels = len(architecture.autokl.channel_mult)
     tensors = {

@@ -26,7 +26,7 @@ from unibrain_rt.verify import RTOL, Row, load_golden, verify
     type=click.FloatRange(0, min_open=True),
     default=RTOL,
     show_default=True,
-    help="Largest relative L2 error of one pass; a sampling loop may reach ten times that.",
+    help="Largest relative L2 error of one pass; a sampling loop may reach twice that.",
 )
 @threads_option
 @json_option("one object with a row a tensor")

@@ -23,12 +23,12 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_heads": 2,
             "context_dim": 32,
             "text_latent_dim": 32,
-            "text_second_dim": 2,
+            "text_second_dim": 4,
         },
         "autokl": {"channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "image_size": 16},
         "clip": {
             "projection_dim": 32,
-            "text": {**_CLIP, "vocab_size": 50, "max_position_embeddings": 8},
+            "text": {**_CLIP, "vocab_size": 50, "max_position_embeddings": 16},
             "vision": {**_CLIP, "image_size": 16, "patch_size": 8},
         },
         "optimus": {

@@ -113,7 +113,8 @@ def test_parts_run_once_and_end_in_a_page(tmp_path, measured):
     assert measured == everything
     results = json.loads((tmp_path / "out" / "published-cpu.json").read_text(encoding="utf-8"))
     assert [flow["flow"] for flow in results["flows"]] == ["image", "text"]
-    assert len(results["flows"][0]["groups"][0]["rounds"]) == 3
+    assert [len(flow["groups"][0]["rounds"]) for flow in results["flows"]] == [3, 9]
+    assert results["machines"] == [machine.collect()]
     page = (tmp_path / "out" / "published-cpu.md").read_text(encoding="utf-8")
     for expected in (
         "`a.safetensors` 15.00 GB; written in 100 s.",
@@ -122,7 +123,7 @@ def test_parts_run_once_and_end_in_a_page(tmp_path, measured):
         "| `graphs/fp16.onnx` | – | 2.0 |",
         "| our torch module, whole step | 2.000 s | 2.000–2.000 s | 2.000 s | 3.0e-07 |",
         "| ONNX Runtime partitioned over torch whole | **2.00** | 2.00–2.00 |",
-        "## The fp16 bundle on a CPU, text flow",
+        "### The fp16 bundle on a CPU, text flow",
     ):
         assert expected in page
     assert str(tmp_path) not in page + json.dumps(results)

@@ -81,7 +81,7 @@ def test_a_step_follows_the_sampler(tiny_checkpoint, tiny_architecture):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_of_the_other_flow_stay_in_the_file(tiny_checkpoint):
+def test_diffusers_holds_what_a_step_reads(tiny_checkpoint):
     sizes = {flow: step_weight_bytes(Source(flow, 1, tiny_checkpoint)) for flow in FLOWS}
     peer = PEERS["diffusers"](Source("text", 1, tiny_checkpoint))
     peer.load()
