@@ -60,7 +60,7 @@ class Peer(ABC):
 class OnnxRuntimePeer(Peer):
     """The exported graphs in ONNX Runtime, driven as the decoder drives them."""
 
-    variants = ("partitioned", "whole")
+    variants: ClassVar[tuple[str, ...]] = ("partitioned", "whole")
 
     def load(self) -> None:
         from unibrain_rt.bundle import Bundle
@@ -105,13 +105,13 @@ class OnnxRuntimePeer(Peer):
 class OnnxRuntimeHalfPeer(OnnxRuntimePeer):
     """The same from a bundle exported in fp16: that it runs on a CPU, and how far it is off."""
 
-    variants = ("partitioned",)
+    variants: ClassVar[tuple[str, ...]] = ("partitioned",)
 
 
 class TorchPeer(Peer):
     """Our torch module, eager, fp32."""
 
-    variants = ("whole", "partitioned")
+    variants: ClassVar[tuple[str, ...]] = ("whole", "partitioned")
 
     def load(self) -> None:
         import torch
@@ -161,7 +161,7 @@ class DiffusersPeer(Peer):
     image UNet's transformers at the side of its own, so that both flows work under both contexts.
     """
 
-    variants = ("whole",)
+    variants: ClassVar[tuple[str, ...]] = ("whole",)
 
     def load(self) -> None:
         import torch

@@ -7,10 +7,12 @@ goes on where it was, and a part runs again when its file is deleted.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from unibrain_rt.benchmarks import machine, tables
 from unibrain_rt.benchmarks.export_cost import measure_export
 from unibrain_rt.benchmarks.inputs import FLOWS, Flow
 from unibrain_rt.benchmarks.steps import measure_flow
-from unibrain_rt.benchmarks.workers import WorkerError
 
 PARTS = ("checkpoint", "export", "steps", "half")
 NAME = "published-cpu"
 _PRECISIONS = ("fp32", "fp16")
+_STEPS_PEERS = ("onnxruntime", "torch", "diffusers")
+_HALF_PEERS = ("torch", "onnxruntime-fp16")
 # A step of the text flow takes a small part of an image step's time, so more rounds of it are cheap.
 _ROUNDS: dict[Flow, int] = {"image": 1, "text": 3}
 _HALF_ROUNDS = 2
@@ -58,22 +61,17 @@ class Published:
         return {
             "checkpoint": {"checkpoint": self._write_checkpoint},
             "export": {
-                f"export-{precision}": lambda precision=precision: measure_export(
-                    self.checkpoint, self.work / precision, precision, self.config
+                f"export-{precision}": partial(
+                    measure_export, self.checkpoint, self.work / precision, precision, self.config
                 )
                 for precision in _PRECISIONS
             },
             "steps": {
-                f"steps-{flow}": lambda flow=flow: self._measure(
-                    flow, ("onnxruntime", "torch", "diffusers"), self.rounds * _ROUNDS[flow]
-                )
+                f"steps-{flow}": partial(self._measure, flow, _STEPS_PEERS, self.rounds * _ROUNDS[flow])
                 for flow in FLOWS
             },
             "half": {
-                f"half-{flow}": lambda flow=flow: self._measure(
-                    flow, ("torch", "onnxruntime-fp16"), _HALF_ROUNDS
-                )
-                for flow in FLOWS
+                f"half-{flow}": partial(self._measure, flow, _HALF_PEERS, _HALF_ROUNDS) for flow in FLOWS
             },
         }
 
@@ -85,9 +83,9 @@ class Published:
         click.echo(f"{name}: running", err=True)
         start = time.perf_counter()
         text = json.dumps({"machine": machine.collect(), "result": measure()}, indent=1)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.rename(path)
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.rename(path)
         click.echo(f"{name}: done in {time.perf_counter() - start:.0f} s", err=True)
 
     def _write_checkpoint(self) -> dict[str, Any]:
@@ -95,6 +93,8 @@ class Published:
         # memory.
         command = [sys.executable, "-m", "unibrain_rt.benchmarks.random_checkpoint", str(self.checkpoint)]
         command += ["--config", str(self.config)] if self.config else []
+        # One that an interrupted run left may be incomplete.
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
@@ -130,7 +130,7 @@ class Published:
                 machines.append(found)
         return machines
 
-    def _read_all(self, names: Any) -> list[Any]:
+    def _read_all(self, names: Iterable[str]) -> list[Any]:
         return [found for found in map(self._read, names) if found is not None]
 
 
@@ -151,15 +151,19 @@ def main(
     """Run the parts that are missing and write the results of all that are there."""
     work.mkdir(parents=True, exist_ok=True)
     published = Published(work, config, rounds, threads)
+    failure = None
     try:
         published.run(parts)
-    except (RuntimeError, WorkerError, subprocess.CalledProcessError) as error:
-        raise click.ClickException(str(error)) from error
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        failure = error
+    # What was measured before a part failed is worth a page too.
     results = published.results()
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / f"{NAME}.md").write_text(tables.report(results), encoding="utf-8")
     click.echo(f"{out / NAME}.json and .md written")
+    if failure is not None:
+        raise click.ClickException(str(failure)) from failure
 
 
 if __name__ == "__main__":

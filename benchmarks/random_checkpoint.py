@@ -27,10 +27,12 @@ from unibrain_rt.export.config import Architecture
 
 Shape = tuple[int, ...]
 MAIN = "vd-four-flow-v1-0.safetensors"
-# The published files beside the main one when a checkpoint is split, and the prefix that their keys leave
-# out.
+# The files beside the main one when a checkpoint is split, and the prefix that their keys leave out.
 SIDE_FILES = {"kl-f8.safetensors": "vae.image.", "optimus-vae.safetensors": "vae.text."}
-DTYPES = {"fp32": ("F32", np.dtype("<f4")), "fp16": ("F16", np.dtype("<f2"))}
+DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "fp32": ("F32", np.dtype("<f4")),
+    "fp16": ("F16", np.dtype("<f2")),
+}
 
 _BLOCK = 1 << 22
 _REPORT_EVERY = 1 << 30

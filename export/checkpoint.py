@@ -49,8 +49,8 @@ class Checkpoint:
 
     Names are canonical (see ``layouts``). Shapes are as stored: a 1×1 convolution, (N, M, 1, 1) in one
     layout, may be (N, M) in the other. ``sizes_from`` says where the architecture was read, ``files`` are
-    all that were opened, ``tokenizers`` the folders found for ``gpt2``, ``bert`` and ``clip``. ``opened`` is the
-    folder on this machine and the configuration it was opened with.
+    all that were opened, ``tokenizers`` the folders found for ``gpt2``, ``bert`` and ``clip``. ``opened`` is
+    the folder on this machine and the configuration it was opened with.
     """
 
     source: str
@@ -65,8 +65,8 @@ class Checkpoint:
     def fresh(self) -> Checkpoint:
         """The same checkpoint, opened again.
 
-        What is read through a mapping stays in memory as long as the mapping does. Whoever needs one model after
-        the other opens the files for each and lets go of both.
+        What is read through a mapping stays in memory as long as the mapping does. Whoever needs one model
+        after the other opens the files for each and lets go of both.
         """
         return open_checkpoint(*self.opened)
 

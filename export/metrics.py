@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 
-def two_way_identification(features: NDArray[np.floating], references: NDArray[np.floating]) -> Float:
+def two_way_identification(features: NDArray[np.number], references: NDArray[np.number]) -> Float:
     """Share of other stimuli whose features correlate less with a reconstruction than its own stimulus' do.
 
     Exhaustive over all pairs; chance is 0.5.

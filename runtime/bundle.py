@@ -175,7 +175,11 @@ class Bundle:
         """What is read has to be in the list of files, or nobody would compare its SHA-256."""
         read = {
             CONSTANTS,
-            *(f"subjects/{name}/{file}" for name in self.subjects for file in (DESCRIPTION_FILE, TENSOR_FILE)),
+            *(
+                f"subjects/{name}/{file}"
+                for name in self.subjects
+                for file in (DESCRIPTION_FILE, TENSOR_FILE)
+            ),
             *(f"{path.relative_to(self.folder).as_posix()}/{VOCABULARY}" for path in self._vocabularies()),
         }
         # Graphs name their weights themselves; they lie beside them.
@@ -183,7 +187,9 @@ class Bundle:
             beside = (path for path in folder.glob("*") if not path.name.startswith("."))
             read.update(path.relative_to(self.folder).as_posix() for path in beside)
         if unlisted := sorted(read - self.files.keys()):
-            raise BundleError(f"{where}: {unlisted[0]} is not among the manifest's files; export the bundle again")
+            raise BundleError(
+                f"{where}: {unlisted[0]} is not among the manifest's files; export the bundle again"
+            )
 
     def _vocabularies(self) -> list[Path]:
         return [self.tokenizers["gpt2"]] if self.has_captions else []

@@ -37,19 +37,20 @@ class Preset:
         Raises:
             BundleError: a value is missing or makes no sense.
         """
-        interval = fields.optional("guidance_interval", list)
-        if interval is not None and (
-            len(interval) != 2 or not all(isinstance(v, (int, float)) for v in interval)
-        ):
-            raise BundleError(
-                f"{fields.where}: guidance_interval must be two numbers; export the bundle again"
-            )
+        limits = fields.optional("guidance_interval", list)
+        interval = None
+        if limits is not None:
+            where = f"{fields.where}: guidance_interval"
+            if len(limits) != 2:
+                raise BundleError(f"{where} must be two numbers; export the bundle again")
+            ends = Fields(dict(zip(("low", "high"), limits, strict=True)), where)
+            interval = (ends.take("low", float), ends.take("high", float))
         preset = cls(
             sampler=fields.take("sampler", str),
             steps=fields.take("steps", int),
             strength=fields.take("strength", float),
             guidance_scale=fields.take("guidance_scale", float),
-            guidance_interval=None if interval is None else (float(interval[0]), float(interval[1])),
+            guidance_interval=interval,
             image_ratio=fields.take("image_ratio", float),
             caption_image_ratio=fields.take("caption_image_ratio", float),
         )

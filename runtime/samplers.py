@@ -32,6 +32,7 @@ COLUMNS = (
     "next_from_x0",
     "next_from_previous_x0",
 )
+MOST_GUIDANCE = 1000.0
 MOST_TIMESTEPS = 100_000
 _GUIDANCE_SCALE = COLUMNS.index("guidance_scale")
 _IMAGE_RATIO = COLUMNS.index("image_ratio")
@@ -189,8 +190,8 @@ def with_guidance(
     where the limits are in sigma); the others have a scale of exactly 1, no guidance. None guides all.
     Raises InputError.
     """
-    if not 0.0 <= scale < math.inf:
-        raise InputError(f"guidance scale must be a finite number of at least 0, not {scale}")
+    if not 0.0 <= scale <= MOST_GUIDANCE:
+        raise InputError(f"guidance scale must be a number from 0 to {MOST_GUIDANCE:g}, not {scale}")
     if not 0.0 <= image_ratio <= 1.0:
         raise InputError(f"image ratio must lie in [0, 1], not {image_ratio}")
     scales = np.full(table.timesteps.size, float(scale))

@@ -193,7 +193,7 @@ class OptimusLearner(nn.Module):
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Scale the latent to ``SPREAD``, in the encoder's last layer and back in the decoder's first ones."""
+        """Scale the latent to ``SPREAD`` in the encoder's last layer, and back in the decoder's first."""
         latents = torch.cat([self.encoder(ids) for ids in self.world.bert_ids[0, :2048].split(256)])
         factor = SPREAD / latents.std()
         means, _ = self.encoder.linear.weight.chunk(2)

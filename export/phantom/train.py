@@ -49,7 +49,7 @@ class Recipe:
     clip_steps: int = 1600
     optimus_steps: int = 2600
     optimus_sharpening_steps: int = 2000
-    unet_steps: int = 2800
+    unet_steps: int = 2405
     caption_steps: int = 2500
     seed: int = 0
 
@@ -77,7 +77,7 @@ def train_autokl(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
 
 
 def train_decoder(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
-    """The image decoder, on latents of the finished encoder; the UNet, which needs only those, may learn meanwhile."""
+    """The image decoder, on latents of the finished encoder; the UNet needs only those and may learn meanwhile."""
     learner = train_autokl(folder, recipe, report)
     decoding = Stage(
         "decoding",

@@ -11,9 +11,9 @@ import click
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.engines import GraphSpec
+from unibrain_rt.errors import one_line
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.errors import one_line
 from unibrain_rt.subject import TENSOR_FILE, Subject
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")

@@ -140,17 +140,18 @@ def test_a_part_runs_alone_and_again_without_its_file(tmp_path, measured):
     assert "guided step" not in page
 
 
-def test_a_failing_part_leaves_no_result(tmp_path, monkeypatch):
+def test_a_failing_part_leaves_the_others_results(tmp_path, measured, monkeypatch):
     def fail(*_: Any) -> None:
         raise RuntimeError("export exited 3: no space")
 
     monkeypatch.setattr(published, "measure_export", fail)
-    done = CliRunner().invoke(
-        published.main, ["--work", str(tmp_path), "--part", "export", "--out", str(tmp_path)]
-    )
+    done = CliRunner().invoke(published.main, ["--work", str(tmp_path / "work"), "--out", str(tmp_path)])
     assert done.exit_code == 1
     assert "no space" in done.output
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["checkpoint.json"]
+    page = (tmp_path / "published-cpu.md").read_text(encoding="utf-8")
+    assert "## Checkpoint" in page
+    assert "## Export" not in page
 
 
 def fake_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int) -> None:

@@ -92,7 +92,9 @@ def test_a_graph_knows_its_tensors(tmp_path: Path) -> None:
         ("half", np.zeros(4, np.float64), (4,)),
     ],
 )
-def test_what_fits_is_broadcast(session: RecordingSession, name: str, value: Any, shape: tuple[int, ...]) -> None:
+def test_what_fits_is_broadcast(
+    session: RecordingSession, name: str, value: Any, shape: tuple[int, ...]
+) -> None:
     session.write(name, value)
     written, array = session.written[0]
     assert written == name

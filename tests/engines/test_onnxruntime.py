@@ -40,7 +40,10 @@ def save(
     """Write an ONNX file of ``nodes`` (operator, inputs, outputs) and describe it."""
     helper = onnx.helper
     values = [
-        [helper.make_tensor_value_info(name, ELEMENTS[dtype], shape) for name, (dtype, shape) in specs.items()]
+        [
+            helper.make_tensor_value_info(name, ELEMENTS[dtype], shape)
+            for name, (dtype, shape) in specs.items()
+        ]
         for specs in (inputs, outputs)
     ]
     initializers = [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in (constants or {}).items()]
@@ -239,7 +242,9 @@ def test_a_shared_buffer_needs_no_copy(engine: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "buffer", [np.zeros((3, 2), np.float32), np.zeros((2, 3)), [0.0] * 6, None], ids=["shape", "type", "list", "none"]
+    "buffer",
+    [np.zeros((3, 2), np.float32), np.zeros((2, 3)), [0.0] * 6, None],
+    ids=["shape", "type", "list", "none"],
 )
 def test_a_shared_buffer_has_to_fit(engine: Engine, tmp_path: Path, buffer: object) -> None:
     with pytest.raises(EngineError, match="the shared buffer of a has another shape or type"):

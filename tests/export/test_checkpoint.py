@@ -88,7 +88,7 @@ def assert_same_modules(
 
 
 def message(folder: Path, config: Path | None = None, *, checked: bool = True) -> str:
-    with pytest.raises(InputError) as caught:  # noqa: PT012 - both are expected to refuse
+    with pytest.raises(InputError) as caught:
         checkpoint = open_checkpoint(folder, config)
         if checked:
             check(checkpoint)

@@ -31,7 +31,12 @@ WIDTH, HEADS = 8, 2
 TOKENS = {"image": 5, "text": 3}
 MODULATION = {"image": 3, "text": 2}
 SLOTS = 6
-WORDS = ["<|endoftext|>", "a", *(f"Ġ{word}" for word in "dog cat bird on under grass water red blue big".split()), "."]
+WORDS = [
+    "<|endoftext|>",
+    "a",
+    *(f"Ġ{word}" for word in ["dog", "cat", "bird", "on", "under", "grass", "water", "red", "blue", "big"]),
+    ".",
+]
 VOCABULARY = len(WORDS) + 3
 MASK_SHAPE, VOXELS = (4, 3, 4), 20
 BETA_SCALE = 0.01
@@ -109,7 +114,7 @@ def scan(number: int = 0) -> NDArray[np.float32]:
 def mask() -> NDArray[np.bool_]:
     """The subjects' mask, (x, y, z)."""
     inside = np.zeros(MASK_SHAPE, np.bool_)
-    inside.reshape(-1)[:: 2][:VOXELS] = True
+    inside.reshape(-1)[::2][:VOXELS] = True
     return inside
 
 

@@ -581,6 +581,7 @@ def test_unreadable_permissions(tmp_path: Path, suffix: str, monkeypatch: pytest
     path = tmp_path / f"scan{suffix}"
     path.write_bytes(b"x")
     if os.geteuid() == 0:  # root reads everything: let open() refuse
+
         def forbidden(*args: Any, **kwargs: Any) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,6 @@ def with_one_changed(array: np.ndarray[Any, Any], place: int) -> np.ndarray[Any,
     return changed
 
 
-
 # --- The golden checkpoint ----------------------------------------------------------------------------------
 
 
@@ -95,7 +95,7 @@ def test_every_tensor_agrees(
     wanted = {
         name
         for name in recorded
-        if name.startswith("unet.") and ".eps." in name
+        if (name.startswith("unet.") and ".eps." in name)
         or name.split(".")[-1] in ("context", "posterior_mean", "scaled_latent", "decoded_from_scaled_latent",
                                    "latent_mean", "greedy_tokens", "output")
         or ".logits_" in name
@@ -107,13 +107,13 @@ def test_every_tensor_agrees(
     assert all(row.error < LOOP_LIMIT for row in loops)
     assert all(row.error < RTOL for row in rows if row not in loops)
     worst = max(rows, key=lambda row: row.error)
-    report(f"verify, golden checkpoint: worst of {len(rows)} tensors is {worst.name}, {worst.error:.1e} relative L2")
+    report(
+        f"verify, golden checkpoint: worst of {len(rows)} tensors is {worst.name}, {worst.error:.1e} relative L2"
+    )
 
 
 @pytest.mark.parametrize("prefix", PARTS)
-def test_one_changed_value_is_seen(
-    compare: Callable[..., list[Row]], recorded: Golden, prefix: str
-) -> None:
+def test_one_changed_value_is_seen(compare: Callable[..., list[Row]], recorded: Golden, prefix: str) -> None:
     """In every tensor of the file, inputs and outputs alike: the row is off, or the file is refused."""
     unseen = []
     for name in sorted(name for name in recorded if name.startswith(prefix)):
@@ -130,7 +130,9 @@ def test_one_changed_value_is_seen(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["clip.image.context", "autokl.image", "unet.image.x", "optimus.decoder.latent"])
+@pytest.mark.parametrize(
+    "name", ["clip.image.context", "autokl.image", "unet.image.x", "optimus.decoder.latent"]
+)
 @pytest.mark.filterwarnings("error")
 def test_what_is_not_finite_is_off(
     compare: Callable[..., list[Row]], recorded: Golden, name: str, value: float
@@ -178,6 +180,8 @@ def test_other_shapes_and_types_are_refused(
             wrong["of floats"] = array.astype(np.float32) + 0.5
         else:
             wrong["of truths"] = array > 0
+        if name.startswith("ddim.") and name.endswith(".output"):  # each costs a whole loop
+            wrong = {"one axis more": array[None]}
         for label, value in wrong.items():
             golden = {**part_of(name, recorded), name: value}
             try:
@@ -237,8 +241,6 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, raw: bytes) -> N
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
 def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
-    import os
-
     path = tmp_path / "golden.safetensors"
     if kind == "folder":
         path.mkdir()
@@ -290,10 +292,8 @@ def test_the_command_exits_1_where_a_value_is_off(
     save_file(part, small)
     done = cli("verify", golden_bundle, "--golden", small)
     assert done.code == 1
-    assert done.complaints == [
-        f"unibrain-rt: {golden_bundle} differs from the reference in clip.text.context"
-    ] or "differs from the reference" in done.err
     assert len(done.complaints) == 1
+    assert done.err.endswith("differs from the reference in clip.text.context\n")
     assert "OFF" in done.out
     assert done.out.endswith("0 of 1 tensors agree\n")
 

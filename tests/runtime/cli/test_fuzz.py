@@ -13,8 +13,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -144,7 +142,10 @@ def scan_cases(good: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Iterat
         yield f"magic-{place}.npy", whole[:place] + b"\xff" + whole[place + 1 :]
     for number in range(24):
         place = int(rng.integers(6, 128))
-        yield f"header-{number}.npy", whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :]
+        yield (
+            f"header-{number}.npy",
+            whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :],
+        )
     for number, text in enumerate([
         "", "{}", "()", "[" * 3000, "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (-20,), }",
@@ -169,7 +170,9 @@ def scan_cases(good: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Iterat
         yield f"flip-{number}.npz", archive[:place] + bytes([archive[place] ^ 0xA5]) + archive[place + 1 :]
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bomb:
-        bomb.writestr("betas.npy", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5000000, 20), }"))
+        bomb.writestr(
+            "betas.npy", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5000000, 20), }")
+        )
     yield "bomb.npz", stream.getvalue()
     with zipfile.ZipFile(stream := io.BytesIO(), "w") as hostile:
         hostile.writestr("../../betas.npy", whole[:-4])
@@ -243,7 +246,9 @@ OTHER_VALUES: list[Any] = [
 def places(value: Any, place: Place = ()) -> Iterator[Place]:
     """Every place in a JSON value, the outermost first."""
     yield place
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield from places(item, (*place, key))
 
 
@@ -300,7 +305,10 @@ def broken_json(text: str) -> Iterator[tuple[str, bytes]]:
         inside = {**json.loads(text), key: None}
         deep = json.dumps(inside).replace("null", "[" * 700 + "]" * 700, 1)
         yield f"{key} 700 deep", deep.encode()
-        yield f"{key} an object 300 deep", json.dumps(inside).replace("null", '{"a":' * 300 + "1" + "}" * 300, 1).encode()
+        yield (
+            f"{key} an object 300 deep",
+            json.dumps(inside).replace("null", '{"a":' * 300 + "1" + "}" * 300, 1).encode(),
+        )
 
 
 def test_manifests(trial: Trial, tiny_bundle: Path) -> None:
@@ -448,7 +456,10 @@ def safetensors_cases(good: dict[str, np.ndarray[Any, Any]]) -> Iterator[tuple[s
     raw = save(good)
     for name, array in good.items():
         yield f"{name} gone", save({key: value for key, value in good.items() if key != name})
-        yield f"{name} renamed", save({key if key != name else f"{key}s": value for key, value in good.items()})
+        yield (
+            f"{name} renamed",
+            save({key if key != name else f"{key}s": value for key, value in good.items()}),
+        )
         wrong: list[tuple[str, np.ndarray[Any, Any]]] = [
             ("flat", array.reshape(-1, 1)),
             ("one axis more", array[None]),
