@@ -136,9 +136,12 @@ def _by_optimum(graph: Graph) -> ir.Model:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        export(
-            graph.module.eval(), Tensors(graph.module.config, task="feature-extraction"), path, opset=OPSET
+        # optimum makes up inputs of its own; their length is traced into what looks free.
+        lengths = (
+            {"sequence_length": graph.example["input_ids"].shape[1]} if "input_ids" in graph.example else None
         )
+        tensors = Tensors(graph.module.config, task="feature-extraction")
+        export(graph.module.eval(), tensors, path, opset=OPSET, input_shapes=lengths)
         model = ir.load(path)
         ir.external_data.load_to_model(model)
         for value in model.graph.initializers.values():
@@ -147,6 +150,11 @@ def _by_optimum(graph: Graph) -> ir.Model:
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
     optimize_ir(model)
     ShapeInferencePass()(model)
+    for value, example in zip(model.graph.inputs, graph.example.values(), strict=True):
+        if [size for size in value.shape or [] if isinstance(size, int)] != list(example.shape[1:]):
+            raise RuntimeError(
+                f"{graph.name}: {value.name} was traced as {value.shape}, not as {example.shape}"
+            )
     for value, example in zip(model.graph.outputs, [graph.module(**graph.example)], strict=True):
         value.shape = ir.Shape(["N", *example.shape[1:]])
     return model

@@ -78,7 +78,8 @@ def _joined(words: list[str]) -> list[str]:
     for place in reversed(range(end)):
         if joined[place] == "--json":
             following = joined[place + 1] if place + 1 < end else ""
-            named = following == STDOUT or following.lower().endswith(SUFFIXES)
+            option = following.startswith("-") and following != STDOUT
+            named = not option and (following == STDOUT or following.lower().endswith(SUFFIXES))
             joined[place : place + 1 + named] = [f"--json={following if named else STDOUT}"]
     return joined
 
