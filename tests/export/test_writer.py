@@ -64,6 +64,7 @@ def test_a_subject_is_entered_with_its_files(golden_bundle: Path, tmp_path: Path
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "subject.json").write_text("{}")
+        (folder / "heads.safetensors").write_bytes(b"")
 
     writer.add_subject(copy, write, "sub-09")
     manifest = json.loads((copy / "bundle.json").read_text())
