@@ -118,7 +118,10 @@ def test_one_changed_value_is_seen(compare: Callable[..., list[Row]], recorded: 
     unseen = []
     for name in sorted(name for name in recorded if name.startswith(prefix)):
         array = recorded[name]
-        for place in sorted({0, array.size // 2, array.size - 1}):
+        places = {0, array.size // 2, array.size - 1}
+        if name.startswith("ddim.") and "uncond" not in name:  # each costs a whole loop
+            places = {array.size // 2}
+        for place in sorted(places):
             golden = {**part_of(name, recorded), name: with_one_changed(array, place)}
             try:
                 rows = compare(golden)
@@ -149,7 +152,6 @@ def test_what_a_comparison_needs_has_to_be_there(
     """Without an input there is an error; without an output of a flow, there is a row less, and no more."""
     for name in sorted(name for name in recorded if name.startswith(prefix)):
         golden = part_of(name, recorded)
-        rows = {row.name for row in compare(golden)}
         del golden[name]
         try:
             left = {row.name for row in compare(golden)}
@@ -157,7 +159,7 @@ def test_what_a_comparison_needs_has_to_be_there(
             assert name in str(error) or "no comparison covers" in str(error), name
         else:
             assert ".eps." in name, f"{name} is not missed"
-            assert left == rows - {name}
+            assert left == {row.name for row in compare(part_of(name, recorded))} - {name}
 
 
 @pytest.mark.parametrize("prefix", PARTS)
