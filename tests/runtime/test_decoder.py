@@ -409,8 +409,6 @@ def test_a_step_that_takes_more_than_it_is_given_is_refused(
 
 def test_the_shipped_bundle_decodes_an_example(phantom_bundle: Path, repository: Path) -> None:
     scan = repository / "examples" / "scan.npy"
-    if not scan.is_file():
-        pytest.skip("examples/scan.npy is not there yet")
     decoder = Decoder.open(preset="realtime")
     result = decoder.decode(np.load(scan, allow_pickle=False).astype(np.float32))
     assert result.caption
