@@ -1,9 +1,10 @@
 """The implementations of one guided dual-context step that are measured side by side, on the same weights.
 
-A *whole* step starts from latent, timestep and contexts; a *partitioned* one is given the time modulation and
-the contexts' keys and values, which a decode computes once. Both cover both guidance branches, both contexts,
-guidance and the sampler's update. Heavy libraries are imported when a peer is loaded, so that this module's
-names are cheap.
+A *whole* step starts from latent, timestep and contexts and runs the UNet on two copies of the latent, one a
+guidance branch. A *partitioned* one is given the time modulation and the contexts' keys and values, which a
+decode computes once, and shares between the branches what comes before the first cross-attention. Both cover
+both guidance branches, both contexts, guidance and the sampler's update.
+Heavy libraries are imported when a peer is loaded, so that this module's names are cheap.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class TorchPeer(Peer):
         self._module = UNetStep(self._unet, flow)
         self._latent, self._row = torch.from_numpy(inputs.latent), torch.from_numpy(inputs.row)
         self._previous_x0 = torch.zeros_like(self._latent)
-        self._timesteps = torch.tensor([inputs.timestep])
+        self._timesteps, self._image_ratio = torch.tensor([inputs.timestep]), inputs.image_ratio
         self._contexts = {name: torch.from_numpy(context) for name, context in inputs.contexts.items()}
         with torch.inference_mode():
             self._once = self._context_and_time()
@@ -138,11 +139,22 @@ class TorchPeer(Peer):
         import torch
 
         with torch.inference_mode():
-            modulation, keys_values = self._context_and_time() if variant == "whole" else self._once
-            self._next, _ = self._module(self._latent, self._previous_x0, modulation, self._row, *keys_values)
+            self._next, _ = self._whole() if variant == "whole" else self._partitioned()
 
     def output(self) -> Float:
         return np.asarray(self._next.numpy())
+
+    def _whole(self) -> Any:
+        """The module as it is trained and as the reference calls it: the latent once for either branch."""
+        import torch
+
+        both = torch.cat([self._latent, self._latent])
+        noise = self._unet(self.source.flow, both, self._timesteps, self._contexts, self._image_ratio)
+        return self._module.sampler_update(self._latent, self._previous_x0, noise, self._row)
+
+    def _partitioned(self) -> Any:
+        modulation, keys_values = self._once
+        return self._module(self._latent, self._previous_x0, modulation, self._row, *keys_values)
 
     def _context_and_time(self) -> Any:
         keys_values = [

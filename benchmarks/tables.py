@@ -43,9 +43,10 @@ _HALF_NOTE = (
     "that the exported graphs hold together and how far fp16 is from fp32."
 )
 _STEPS_NOTE = (
-    "A *whole* step starts from latent, timestep and contexts; a *partitioned* one is given the time "
-    "modulation and the contexts' keys and values, which a decode computes once. Either covers both guidance "
-    "branches, both contexts, guidance and the sampler's update, in eager fp32 where it is torch. Error: "
+    "A *whole* step starts from latent, timestep and contexts, in torch with two copies of the latent; a "
+    "*partitioned* one is given the time modulation and the contexts' keys and values, which a decode computes "
+    "once, and shares between the guidance branches what comes before the first cross-attention. Either covers "
+    "both branches, both contexts, guidance and the sampler's update, in eager fp32 where it is torch. Error: "
     "relative L2 distance of the next latent to our torch module's, on the same weights. ONNX Runtime's "
     "time graph gives the modulations of both flows at once, also in a whole step. Every process stays "
     "loaded; in a round each variant runs one step, and ratios are taken within a round. Peak RSS includes "

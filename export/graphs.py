@@ -109,9 +109,8 @@ class UNetStep(nn.Module):
             name: list(zip(part[0::2], part[1::2], strict=True))
             for name, part in zip(CONTEXTS, (keys_values[:half], keys_values[half:]), strict=True)
         }
-        both = torch.cat([latent, latent])
         ratio = coefficients[COLUMNS.index("image_ratio")]
-        noise = self.unet.denoise(self.flow, both, modulation, given, ratio)
+        noise = self.unet.denoise(self.flow, latent, modulation, given, ratio)
         return self.sampler_update(latent, previous_x0, noise, coefficients)
 
 

@@ -11,21 +11,21 @@ import hashlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from onnxscript.optimizer import optimize_ir
 from transformers import PreTrainedModel
 
+from unibrain_rt.export.folding import fold_views_of_weights
 from unibrain_rt.export.graphs import Graph
+from unibrain_rt.export.operators import TRANSLATIONS, define_functions
 from unibrain_rt.export.precision import Precision, set_precision
 
 OPSET = 18
@@ -78,9 +78,10 @@ def export_graph(graph: Graph, folder: Path, precision: Precision, weights: Weig
     the graph.
     """
     model = trace(graph)
-    _fold_transposed_weights(model)
+    fold_views_of_weights(model)
     set_precision(model, precision)
     RemoveUnusedNodesPass()(model)
+    define_functions(model)
     path = folder / f"{graph.name}.onnx"
     stored = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if weights is not None:
@@ -116,6 +117,7 @@ def _by_torch(graph: Graph) -> ir.Model:
         output_names=list(graph.outputs),
         dynamic_shapes=dynamic,
         opset_version=OPSET,
+        custom_translation_table=TRANSLATIONS,
         dynamo=True,
         verbose=False,
         optimize=True,
@@ -160,39 +162,6 @@ def _by_optimum(graph: Graph) -> ir.Model:
     return model
 
 
-def _fold_transposed_weights(model: ir.Model) -> None:
-    """Store weights the way they are used where that is only transposed.
-
-    torch keeps (out, in), MatMul wants (in, out).
-    """
-    for node in list(model.graph):
-        source = node.inputs[0] if node.op_type == "Transpose" else None
-        if source is None or source.const_value is None or source.is_graph_input():
-            continue
-        order = node.attributes["perm"].as_ints()
-        tensor = source.const_value
-        sizes = tensor.shape.numpy()
-        shape = ir.Shape([sizes[axis] for axis in order])
-        name = f"{source.name}_transposed"
-        output = node.outputs[0]
-        folded = model.graph.initializers.get(name)
-        if folded is None:
-            folded = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype))
-            folded.const_value = ir.LazyTensor(
-                partial(_transposed, tensor, order), dtype=tensor.dtype, shape=shape, name=name
-            )
-            model.graph.register_initializer(folded)
-        ir.convenience.replace_all_uses_with(output, folded)
-        model.graph.remove(node, safe=True)
-        if not source.uses():
-            assert source.name is not None, "initializers are registered by name"
-            del model.graph.initializers[source.name]
-
-
-def _transposed(tensor: ir.TensorProtocol, order: Sequence[int]) -> ir.TensorProtocol:
-    return ir.tensor(np.ascontiguousarray(np.transpose(tensor.numpy(), order)))
-
-
 def _store(model: ir.Model, weights: WeightFile) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -218,7 +187,12 @@ def _drop_metadata(model: ir.Model) -> None:
 def _quiet() -> Iterator[None]:
     """Without the exporter's chatter about optional packages and its own deprecations."""
     loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration")
+        logging.getLogger(name)
+        for name in (
+            "torch.onnx",
+            "torch.onnx._internal.exporter._registration",
+            "onnxscript.optimizer._constant_folding",
+        )
     ]
     levels = [logger.level for logger in loggers]
     try:

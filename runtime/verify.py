@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.bundle import MANIFEST, Bundle
+from unibrain_rt.decoder import DenoisingLoop
 from unibrain_rt.engines import Engine, EngineError, Session
 from unibrain_rt.errors import InputError
 from unibrain_rt.manifest import Fields
@@ -274,29 +275,20 @@ class _StepRunner:
 
     def predicted_noise(self, latent: NDArray[Any], step: int, image_ratio: float) -> NDArray[Any]:
         row = {"guidance_scale": 1.0, "image_ratio": image_ratio, "x0_from_noise": 1.0, "next_from_x0": 1.0}
-        self._start(latent)
-        self._run(np.array([row.get(column, 0.0) for column in COLUMNS]), step)
+        self._step.write("latent", latent)
+        self._step.write("previous_x0", 0.0)
+        self._step.write("coefficients", np.array([row.get(column, 0.0) for column in COLUMNS]))
+        self._step.write("modulation", self._modulation[step][None])
+        self._step.run()
         return self._step.read("next_latent")
 
     def sample(
         self, table: SamplerTable, start: NDArray[Any], noise: NDArray[Any], image_ratio: float
     ) -> NDArray[Any]:
-        alpha = table.alpha_bar_start
         rows = table.coefficients.copy()
         rows[:, COLUMNS.index("image_ratio")] = image_ratio
-        self._start(alpha**0.5 * start + (1 - alpha) ** 0.5 * noise)
-        for step, row in enumerate(rows):
-            self._run(row, step)
-        return self._step.read("next_latent")
-
-    def _start(self, latent: NDArray[Any]) -> None:
-        self._step.write("latent", latent)
-        self._step.write("previous_x0", 0.0)
-
-    def _run(self, row: NDArray[Any], step: int) -> None:
-        self._step.write("coefficients", row)
-        self._step.write("modulation", self._modulation[step][None])
-        self._step.run()
+        loop = DenoisingLoop(self._step, replace(table, coefficients=rows), self._modulation)
+        return loop.run(start, noise)
 
 
 def _run(session: Session, ids: NDArray[Any]) -> None:

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unibrain_rt.export.config import UNetConfig
+from unibrain_rt.export.models.transformer import GROUPS, ContextTransformer
 
 Flow = Literal["image", "text"]
 KeysValues = list[tuple[Tensor, Tensor]]
 CONTEXTS: tuple[Flow, Flow] = ("image", "text")
-GROUPS = 32
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -99,86 +99,6 @@ class TokenLinear(nn.Linear):
     def forward(self, h: Tensor) -> Tensor:
         y = super().forward(h.flatten(1))
         return y if self.features is None else y.unflatten(1, (-1, self.features))
-
-
-class Attention(nn.Module):
-    """Multi-head attention; keys and values are given, so that they can be computed once per decode."""
-
-    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_dim, channels, bias=False)
-        self.to_v = nn.Linear(context_dim, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
-
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, context_dim) → keys and values, each (B, heads, L, channels / heads)."""
-        return self._split(self.to_k(context)), self._split(self.to_v(context))
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        y = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values)
-        return self.to_out(y.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class GEGLU(nn.Module):
-    def __init__(self, channels: int, inner: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels, 2 * inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class TransformerBlock(nn.Module):
-    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
-        super().__init__()
-        self.attn1 = Attention(channels, channels, heads)
-        self.ff = FeedForward(channels)
-        self.attn2 = Attention(channels, context_dim, heads)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.norm3 = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        y = self.norm1(x)
-        x = x + self.attn1(y, *self.attn1.keys_values(y))
-        x = x + self.attn2(self.norm2(x), keys, values)
-        return x + self.ff(self.norm3(x))
-
-
-class ContextTransformer(nn.Module):
-    """Cross-attention of the tokens of a flow to one context. Returns the change, without the residual."""
-
-    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
-        self.proj_out = nn.Linear(channels, channels)
-
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        return self.transformer_blocks[0].attn2.keys_values(context)  # type: ignore[union-attr, operator, no-any-return]
-
-    def forward(self, h: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        x = self.proj_in(self.norm(h).flatten(2).transpose(1, 2))
-        x = self.proj_out(self.transformer_blocks[0](x, keys, values))
-        return x.transpose(1, 2).reshape(h.shape)
 
 
 class FlowBlocks(nn.Module):
@@ -312,7 +232,9 @@ class FourFlowUNet(nn.Module):
         """Predict the noise.
 
         Args:
-            latent: (B, C, H, W) for the image flow, (B, D) for the text flow.
+            latent: (B, C, H, W) for the image flow, (B, D) for the text flow. One latent under several
+                contexts (guidance) need not be repeated: B may be 1, and what precedes the first
+                cross-attention then runs once.
             modulation: (B or 1, M) of ``time_modulation``.
             keys_values: of one context, or of both.
             image_ratio: weight of the image context when both are given.
@@ -326,7 +248,8 @@ class FourFlowUNet(nn.Module):
             if kind == "save":
                 skips.append(h)
             elif kind == "load":
-                h = torch.cat([h, skips.pop()], dim=1)
+                skip = skips.pop()
+                h = torch.cat([h, skip.expand(len(h), *skip.shape[1:])], dim=1)
             elif kind == "data":
                 block = next(data)[0]  # type: ignore[index]
                 h = block(h, next(shifts)) if isinstance(block, ResBlock) else block(h)

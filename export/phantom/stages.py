@@ -91,20 +91,20 @@ class AutoKLLearner:
         self.module: AutoencoderKL = build_autokl(architecture.autokl)
         self.world, self.batch = world, batch
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
+    def loss(self, rng: np.random.Generator, step: int) -> Tensor:
         """Variational: latents are drawn from their posterior, which spreads them like N(0, 1)."""
         image = self._images(rng)
         posterior = self.module.encode(image).latent_dist
         latent = posterior.mean + posterior.std * _normal(rng, posterior.mean.shape)
         return self._difference(latent, image) + 1e-5 * posterior.kl().mean()
 
-    def sharpening_loss(self, rng: np.random.Generator) -> Tensor:
+    def sharpening_loss(self, rng: np.random.Generator, step: int) -> Tensor:
         """Afterwards: posterior means with little noise, as a decode uses them."""
         image = self._images(rng)
         mean = self.module.encode(image).latent_dist.mean
         return self._difference(mean + 0.05 * _normal(rng, mean.shape), image) + 1e-3 * mean.square().mean()
 
-    def colouring_loss(self, rng: np.random.Generator) -> Tensor:
+    def colouring_loss(self, rng: np.random.Generator, step: int) -> Tensor:
         """As ``sharpening_loss``, with colour weighed up and large areas again.
 
         Brightness makes most of the error of these scenes and colour little, so that a short training forgets
@@ -114,7 +114,7 @@ class AutoKLLearner:
         mean = self.module.encode(image).latent_dist.mean
         return self._coloured(mean + 0.05 * _normal(rng, mean.shape), image) + 1e-3 * mean.square().mean()
 
-    def decoding_loss(self, rng: np.random.Generator) -> Tensor:
+    def decoding_loss(self, rng: np.random.Generator, step: int) -> Tensor:
         """Last, with the encoder as it is: the decoder alone, on latents as blurred as denoised ones are."""
         image = self._images(rng)
         with torch.no_grad():
@@ -157,7 +157,7 @@ class CLIPLearner(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.world, self.batch = world, batch
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
+    def loss(self, rng: np.random.Generator, step: int) -> Tensor:
         index = rng.integers(len(self.world), size=self.batch)
         phrasing = rng.integers(len(self.world.clip_ids), size=self.batch)
         ids = self.world.clip_ids[phrasing, index]
@@ -169,27 +169,53 @@ class CLIPLearner(nn.Module):
 
 
 class OptimusLearner(nn.Module):
-    """The sentence autoencoder: cross-entropy of every token, and a weighted divergence from N(0, 1)."""
+    """The sentence autoencoder, whose latent has to be readable by the linear map that a ridge head is.
+
+    What is learned: every token from the latent and the tokens before it; which words the sentence holds, by
+    a linear layer from the latent alone (a bag of words, arXiv 1703.10960, which keeps GPT-2 from ignoring
+    the latent); and a divergence from N(0, 1) in which every dimension has ``FREE`` nats for nothing (as in
+    arXiv 2004.04092), so that the sentence spreads over many dimensions. Part of the sentences is told in
+    the words of another phrasing: scenes that are alike then have latents that are alike.
+    """
+
+    FREE = 0.5
+    DIVERGENCE_WEIGHT = 0.01
+    BAG_WEIGHT = 0.5
+    HIDDEN = 0.3
 
     def __init__(self, architecture: Architecture, world: World, batch: int = 64) -> None:
         super().__init__()
         self.encoder = OptimusEncode(architecture.optimus)
         self.decoder = OptimusDecoder(architecture.optimus)
-        self.pad = architecture.optimus.decoder["vocab_size"] - 3
+        vocabulary = architecture.optimus.decoder["vocab_size"]
+        self.bag = nn.Linear(architecture.optimus.latent_size, vocabulary)
+        self.pad = vocabulary - 3
         self.world, self.batch = world, batch
 
-    def loss(self, rng: np.random.Generator, divergence_weight: float = 0.005) -> Tensor:
+    def loss(self, rng: np.random.Generator, step: int) -> Tensor:
+        """Half of the sentences in another phrasing; the latent's noise grows, as words are learned first."""
+        return self._loss(rng, noise=min(1.0, 0.05 + step / 1500), as_read=0.5)
+
+    def sharpening_loss(self, rng: np.random.Generator, step: int) -> Tensor:
+        """Afterwards: nearly all sentences as they were read, so that the latent tells the phrasing, too."""
+        return self._loss(rng, noise=1.0, as_read=0.9)
+
+    def _loss(self, rng: np.random.Generator, noise: float, as_read: float) -> Tensor:
+        phrasings = len(self.world.bert_ids)
         index = rng.integers(len(self.world), size=self.batch)
-        phrasing = rng.integers(len(self.world.bert_ids), size=self.batch)
-        mean, log_variance = self.encoder.posterior(self.world.bert_ids[phrasing, index])
-        latent = mean + (log_variance / 2).exp() * _normal(rng, mean.shape)
-        ids = self.world.gpt2_ids[phrasing, index]
+        read = rng.integers(phrasings, size=self.batch)
+        told = np.where(rng.random(self.batch) < as_read, read, rng.integers(phrasings, size=self.batch))
+        mean, log_variance = self.encoder.posterior(self.world.bert_ids[read, index])
+        latent = mean + noise * (log_variance / 2).exp() * _normal(rng, mean.shape)
+        ids = self.world.gpt2_ids[told, index]
         # The latent has to carry the sentence, so a part of what GPT-2 could lean on is hidden from it.
-        hidden = torch.from_numpy(rng.random(ids.shape) < 0.3) & (ids < self.pad)
+        hidden = torch.from_numpy(rng.random(ids.shape) < self.HIDDEN) & (ids < self.pad)
         logits = self.decoder(latent, ids.masked_fill(hidden, self.pad)[:, :-1])
         words = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=self.pad)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=-1).mean()
-        return words + divergence_weight * divergence
+        said = torch.zeros(self.batch, self.bag.out_features).scatter_(1, ids, 1.0)
+        bag = F.binary_cross_entropy_with_logits(self.bag(latent), said, reduction="none").sum(dim=1).mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).mean(dim=0)
+        return words + self.BAG_WEIGHT * bag + self.DIVERGENCE_WEIGHT * divergence.clamp(min=self.FREE).sum()
 
     @torch.no_grad()
     def spread(self) -> None:
@@ -200,10 +226,6 @@ class OptimusLearner(nn.Module):
         means *= factor
         self.decoder.linear.weight /= factor
         self.decoder.linear_emb.weight /= factor
-
-    def sharpening_loss(self, rng: np.random.Generator) -> Tensor:
-        """Afterwards: little pull to N(0, 1), so that the latent tells every word."""
-        return self.loss(rng, divergence_weight=0.0003)
 
 
 @dataclass(frozen=True)
@@ -261,7 +283,11 @@ class UNetLearner:
         schedule = Schedule(**vars(architecture.schedule))
         self.alphas = torch.from_numpy(alphas_cumprod(schedule)).float()
 
-    def loss(self, rng: np.random.Generator, flows: tuple[Flow, ...] = ("image", "text")) -> Tensor:
+    def loss(self, rng: np.random.Generator, step: int) -> Tensor:
+        """Both flows."""
+        return self._loss(rng, ("image", "text"))
+
+    def _loss(self, rng: np.random.Generator, flows: tuple[Flow, ...]) -> Tensor:
         index = rng.integers(len(self.latents.image), size=self.batch)
         phrasing = rng.integers(len(self.latents.text), size=self.batch)
         contexts = {
@@ -280,9 +306,9 @@ class UNetLearner:
             (self._flow_loss(rng, flow, clean[flow], chosen, ratio) for flow in flows), start=torch.zeros(())
         )
 
-    def caption_loss(self, rng: np.random.Generator) -> Tensor:
+    def caption_loss(self, rng: np.random.Generator, step: int) -> Tensor:
         """The text flow alone, which costs a fifth of the image flow and needs more steps."""
-        return self.loss(rng, ("text",))
+        return self._loss(rng, ("text",))
 
     def caption_parameters(self) -> tuple[nn.Parameter, ...]:
         """What ``caption_loss`` is for: the blocks that only the text flow uses."""

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LossFunction = Callable[[np.random.Generator], Tensor]
+LossFunction = Callable[[np.random.Generator, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One model to train: ``loss`` draws a batch with the generator it is given and returns a scalar.
+
+    It is also told the step, from 0, for what changes in the course of the training.
 
     ``parameters`` are what is learned, where that is not all of the module.
     """
@@ -76,7 +78,7 @@ def train(
             group["lr"] = stage.learning_rate * _schedule(step, stage.steps)
         torch.manual_seed(seed * 1_000_003 + step)  # dropout inside the modules
         generator = np.random.Generator(np.random.Philox(key=[seed, step]))
-        loss = stage.loss(generator)
+        loss = stage.loss(generator, step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

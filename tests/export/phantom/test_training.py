@@ -14,16 +14,18 @@ class StoppedError(Exception):
     pass
 
 
-def make_stage(steps: int, stop_at: int | None = None) -> Stage:
+def make_stage(steps: int, stop_at: int | None = None, told: list[int] | None = None) -> Stage:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
     seen = 0
 
-    def loss(rng: np.random.Generator) -> Tensor:
+    def loss(rng: np.random.Generator, step: int) -> Tensor:
         nonlocal seen
         if seen == stop_at:
             raise StoppedError
         seen += 1
+        if told is not None:
+            told.append(step)
         x = torch.from_numpy(rng.standard_normal((16, 4), dtype=np.float32))
         return (module(x) - x.sum(dim=1, keepdim=True)).square().mean()
 
@@ -40,8 +42,10 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(tmp_path: 
     with pytest.raises(StoppedError):
         # Saved after every step, so that the stop loses one step at most.
         train(make_stage(60, stop_at=37), tmp_path / "parts", 3, ignore, save_every_s=0)
-    resumed = make_stage(60)
+    told: list[int] = []
+    resumed = make_stage(60, told=told)
     train(resumed, tmp_path / "parts", 3, ignore)
+    assert told == list(range(37, 60))
     for ours, theirs in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
