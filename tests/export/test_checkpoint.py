@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
@@ -682,6 +683,34 @@ def test_golden_weights_in_diffusers_are_the_reference(opened, from_diffusers, d
     errors.append(relative(found.flatten(1), golden["unet.text.eps.context_text"]))
     report(f"checkpoint: diffusers on golden weights against the reference, relative error {max(errors):.1e}")
     assert max(errors) < 1e-4
+
+
+def test_golden_weights_in_a_diffusers_folder_make_a_bundle_that_verifies(
+    opened, weights, golden_dir, config, cli, tmp_path
+):
+    """The whole way in the other layout: folder, sizes from its own files, command line, engine, reference."""
+    source = Diffusers(opened.architecture, tmp_path / "checkpoint")
+    blocks = layouts.unet_blocks(opened.architecture.unet)
+    levels = len(opened.architecture.autokl.channel_mult)
+    for role, module in source.modules().items():
+        names = {key: layouts.diffusers_name(role, key, blocks, levels) for key in module.state_dict()}
+        shared = {key: name.replace("text.time_embed", "image.time_embed") for key, name in names.items()}
+        kept = {key: value for key, value in module.state_dict().items() if shared[key] not in weights}
+        assert all(key.endswith("position_ids") for key in kept)
+        state = {key: weights[name].reshape(module.state_dict()[key].shape) for key, name in shared.items()}
+        module.load_state_dict({**state, **kept})
+        module.save_pretrained(source.folder / role)
+    torch.save(below(weights, "vae.text."), source.folder / "optimus-vae.pth")
+    shutil.copytree(golden_dir / "tokenizers", source.folder / "tokenizers")
+    # Neither the size of the pictures nor the heads of so narrow an Optimus are in the folder's own files.
+    sizes = json.loads(config.read_text(encoding="utf-8"))
+    given = {"optimus": sizes["optimus"], "autokl": sizes["autokl"]}
+    (tmp_path / "sizes.json").write_text(json.dumps(given), encoding="utf-8")
+    bundle = tmp_path / "bundle"
+    exported = cli("export", source.folder, "--config", tmp_path / "sizes.json", "--out", bundle)
+    assert exported.code == 0, exported.err
+    verified = cli("verify", bundle, "--golden", golden_dir / "golden.safetensors")
+    assert verified.code == 0, verified.out
 
 
 def test_pickled_half_and_sharded_components(from_diffusers, diffusers, tmp_path):
