@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from unibrain_rt.subject import Subject
 Float = NDArray[np.float32]
 Progress = Callable[[int], None]
 """Called with the number of denoising steps just done."""
+_FLOW_NAME: dict[Flow, str] = {"image": "image", "caption": "text"}
+"""What a flow is called in graphs and tensors."""
 NOISE_STREAM: dict[Flow, int] = {"image": 0, "caption": 1}
 CAPTION_STREAM = 2
 STEP_INPUTS = frozenset({"latent", "previous_x0", "modulation", "coefficients"})
@@ -141,10 +143,10 @@ class Decoder:
     ) -> None:
         self.bundle, self.subject, self.engine = bundle, subject, engine
         self.preset_name = preset_name
-        preset = bundle.preset(preset_name)
         self._context = engine.open(bundle.graph("unet_context"))
         self._unconditional = bundle.unconditional_contexts()
-        self._image_loop = self._open_loop(preset, "image")
+        loops = self._open_loops(bundle.preset(preset_name))
+        self._image_loop = loops["image"]
         self._autokl = engine.open(bundle.graph("autokl_decode"))
         if _shape(self._autokl.graph, "image", 4)[:2] != (1, 3):
             raise BundleError(
@@ -152,7 +154,7 @@ class Decoder:
             )
         self._caption_loop, self._writer = None, None
         if bundle.has_captions:
-            self._caption_loop = self._open_loop(preset, "caption")
+            self._caption_loop = loops["caption"]
             detokenizer = Detokenizer.load(bundle.tokenizers["gpt2"])
             self._writer = CaptionWriter(engine.open(bundle.graph("optimus_decode")), detokenizer, captions)
         self._check_heads()
@@ -253,21 +255,36 @@ class Decoder:
             tokens=tuple(tokens),
         )
 
-    def _open_loop(self, preset: Preset, flow: Flow) -> DenoisingLoop:
-        name = "image" if flow == "image" else "text"
-        graph = self.bundle.graph(f"unet_{name}_step")
+    def _open_loops(self, preset: Preset) -> dict[Flow, DenoisingLoop]:
+        flows: tuple[Flow, ...] = ("image", "caption") if self.bundle.has_captions else ("image",)
+        graphs = {flow: self.bundle.graph(f"unet_{_FLOW_NAME[flow]}_step") for flow in flows}
         keys_values = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
-        _check_feedback(graph, STEP_FEEDBACK)
-        if {spec.name for spec in graph.inputs} != STEP_INPUTS | keys_values.keys():
-            raise BundleError(
-                f"graph {graph.name}: takes other inputs than a decode gives; export the bundle again"
+        for graph in graphs.values():
+            _check_feedback(graph, STEP_FEEDBACK)
+            if {spec.name for spec in graph.inputs} != STEP_INPUTS | keys_values.keys():
+                raise BundleError(
+                    f"graph {graph.name}: takes other inputs than a decode gives; export the bundle again"
+                )
+        tables = {flow: preset.table(self.bundle.schedule, flow) for flow in flows}
+        modulations = self._time_modulations(tables)
+        return {
+            flow: DenoisingLoop(
+                self.engine.open(graphs[flow], shared=keys_values), tables[flow], modulations[flow]
             )
-        table = preset.table(self.bundle.schedule, flow)
-        time_session = self.engine.open(self.bundle.graph("unet_time"), free=len(table.timesteps))
-        time_session.write("timesteps", table.timesteps)
-        time_session.run()
-        modulation = time_session.read(f"{name}_modulation")
-        return DenoisingLoop(self.engine.open(graph, shared=keys_values), table, modulation)
+            for flow in flows
+        }
+
+    def _time_modulations(self, tables: Mapping[Flow, SamplerTable]) -> dict[Flow, NDArray[Any]]:
+        """Of every step of every flow, (steps, width): one run of one graph."""
+        timesteps = np.concatenate([table.timesteps for table in tables.values()])
+        session = self.engine.open(self.bundle.graph("unet_time"), free=len(timesteps))
+        session.write("timesteps", timesteps)
+        session.run()
+        ends = np.cumsum([len(table.timesteps) for table in tables.values()])
+        return {
+            flow: session.read(f"{_FLOW_NAME[flow]}_modulation")[end - len(table.timesteps) : end]
+            for (flow, table), end in zip(tables.items(), ends, strict=True)
+        }
 
     def _run_context(self, predictions: dict[str, Float]) -> None:
         for name, nothing in zip(("image_context", "text_context"), self._unconditional, strict=True):

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
