@@ -82,7 +82,7 @@ def measure_flow(
     with Worker("torch", source) as worker:
         weights = int(worker.ask("weights")["bytes"])
     architecture = _architecture(checkpoint, config)
-    needs = {peer: _need(peer, weights, flow, architecture) for peer in peers}
+    needs = {peer: _need(peer, weights) for peer in peers}
     result: dict[str, Any] = {
         "flow": flow,
         "threads": threads,
@@ -150,13 +150,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values), "rounds": len(values)}
 
 
-def _need(peer: str, weights: int, flow: Flow, architecture: Architecture) -> int:
+def _need(peer: str, weights: int) -> int:
     """An estimate of a worker's memory in bytes."""
-    need = _FACTORS.get(peer, 1.0) * weights + _LIBRARIES_BYTES
-    if flow == "image" and peer in _FACTORS:
-        # Scores of the largest self-attention, before and after softmax; torch never has them whole.
-        need += 2 * 2 * architecture.unet.num_heads * architecture.autokl.latent_size**4 * 4
-    return int(need)
+    return int(_FACTORS.get(peer, 1.0) * weights + _LIBRARIES_BYTES)
 
 
 def _architecture(checkpoint: Path, config: Path | None) -> Architecture:

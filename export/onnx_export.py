@@ -40,7 +40,7 @@ class WeightFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("wb")
-        self._known: dict[bytes, int] = {}
+        self._known: dict[tuple[ir.DataType, bytes], int] = {}
 
     def __enter__(self) -> WeightFile:
         return self
@@ -53,7 +53,8 @@ class WeightFile:
     def store(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         """Write the tensor, unless an equal one is there, and return a reference to it."""
         data = tensor.tobytes()
-        key = hashlib.sha256(data).digest()
+        # TensorRT refuses a place that is read as weights of different counts: zeros of fp16 and of fp32, say.
+        key = tensor.dtype, hashlib.sha256(data).digest()
         if key not in self._known:
             # Aligned offsets can be mapped into memory.
             self._file.seek(-(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT)

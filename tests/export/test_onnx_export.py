@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -97,6 +98,15 @@ def test_graphs_share_equal_weights_in_one_file(graph: Graph, tmp_path: Path) ->
         run(tmp_path / "block.onnx", graph), run(tmp_path / "twin.onnx", graph), strict=True
     ):
         np.testing.assert_array_equal(first, second)
+
+
+def test_equal_bytes_of_another_type_are_stored_apart(tmp_path: Path) -> None:
+    with WeightFile(tmp_path / "all.weights") as weights:
+        single = weights.store(ir.tensor(np.zeros(320, np.float32)))
+        again = weights.store(ir.tensor(np.zeros((20, 16), np.float32)))
+        half = weights.store(ir.tensor(np.zeros(640, np.float16)))
+    assert single.offset == again.offset
+    assert single.offset != half.offset
 
 
 def test_no_path_of_the_exporting_machine_is_kept(graph: Graph, tmp_path: Path) -> None:
