@@ -22,7 +22,7 @@ from unibrain_rt.export.targets import encode_targets
 from unibrain_rt.export.writer import add_subject, write_bundle
 from unibrain_rt.outputs import write_json, write_png
 
-TRAINING_SCANS = 6000
+TRAINING_SCANS = 9000
 REPEATS = 3
 SCENE_SEED = 1000
 EXAMPLES = 6

@@ -36,6 +36,11 @@ DROPPED_CONTEXTS = 0.1
 # latents, whose neighbours repeat each other; 8 × 8 ones, and 64 numbers for a sentence, would be drowned at
 # the strengths it is used with. Larger latents are the same as less noise (arXiv 2301.10972).
 SPREAD = 3.0
+# The text latent's in the end. It has 64 numbers, none of which repeats another, so that even more of it would
+# be lost: of 100 held-out scans 91 had the right kind in the ridge's latent, and after the caption loop at the
+# paper's strength 69 at a spread of 3, 77 at 5 and 87 at 8. The text flow's own blocks learn it in a stage
+# of their own.
+TEXT_SPREAD = 8.0
 
 
 @dataclass(frozen=True)
@@ -218,14 +223,18 @@ class OptimusLearner(nn.Module):
         return words + self.BAG_WEIGHT * bag + self.DIVERGENCE_WEIGHT * divergence.clamp(min=self.FREE).sum()
 
     @torch.no_grad()
-    def spread(self) -> None:
-        """Scale the latent to ``SPREAD`` in the encoder's last layer, and back in the decoder's first."""
+    def spread(self, std: float) -> float:
+        """Scale the latent to ``std`` in the encoder's last layer, and back in the decoder's first.
+
+        Returns the factor by which latents have grown.
+        """
         latents = torch.cat([self.encoder(ids) for ids in self.world.bert_ids[0, :2048].split(256)])
-        factor = SPREAD / latents.std()
+        factor = float(std / latents.std())
         means, _ = self.encoder.linear.weight.chunk(2)
         means *= factor
         self.decoder.linear.weight /= factor
         self.decoder.linear_emb.weight /= factor
+        return factor
 
 
 @dataclass(frozen=True)

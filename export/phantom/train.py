@@ -24,6 +24,7 @@ from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.scenes import scenes
 from unibrain_rt.export.phantom.stages import (
     SPREAD,
+    TEXT_SPREAD,
     AutoKLLearner,
     CLIPLearner,
     Latents,
@@ -50,7 +51,7 @@ class Recipe:
     optimus_steps: int = 2500
     optimus_sharpening_steps: int = 1200
     unet_steps: int = 4500
-    caption_steps: int = 2500
+    caption_steps: int = 4000
     seed: int = 0
 
 
@@ -120,12 +121,17 @@ def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLe
         average=0.99,
     )
     train(sharpening, folder, recipe.seed + 6, report)
-    optimus.spread()
+    optimus.spread(SPREAD)
     return clip, optimus
 
 
-def train_unet(folder: Path, recipe: Recipe, report: Report) -> tuple[UNetLearner, Architecture]:
-    """Learn (or load) the four-flow UNet on the latents of the other models; also gives the final sizes."""
+def train_unet(
+    folder: Path, recipe: Recipe, report: Report
+) -> tuple[UNetLearner, Architecture, CLIPLearner, OptimusLearner]:
+    """Learn (or load) the four-flow UNet on the latents of the other models.
+
+    Also gives the final sizes, CLIP, and Optimus with latents of ``TEXT_SPREAD``.
+    """
     autokl = train_autokl(folder, recipe, report)
     clip, optimus = train_language(folder, recipe, report)
     scale_factor = SPREAD / autokl.latent_std()
@@ -136,12 +142,16 @@ def train_unet(folder: Path, recipe: Recipe, report: Report) -> tuple[UNetLearne
     unet = UNetLearner(architecture, latents)
     stage = Stage("unet", unet.module, unet.loss, recipe.unet_steps, 1.5e-3, average=0.995)
     train(stage, folder, recipe.seed + 3, report)
-    train_captions(unet, folder, recipe, report)
-    return unet, architecture
+    train_captions(unet, optimus, folder, recipe, report)
+    return unet, architecture, clip, optimus
 
 
-def train_captions(unet: UNetLearner, folder: Path, recipe: Recipe, report: Report) -> None:
-    """The text flow's own blocks, further, with everything else as it is."""
+def train_captions(
+    unet: UNetLearner, optimus: OptimusLearner, folder: Path, recipe: Recipe, report: Report
+) -> None:
+    """The text flow's own blocks, further, on latents of ``TEXT_SPREAD``; everything else stays as it is."""
+    factor = optimus.spread(TEXT_SPREAD)
+    unet.latents = replace(unet.latents, text=unet.latents.text * factor)
     own = unet.caption_parameters()
     stage = Stage(
         "captions", unet.module, unet.caption_loss, recipe.caption_steps, 1e-3, average=0.995, parameters=own
@@ -152,8 +162,7 @@ def train_captions(unet: UNetLearner, folder: Path, recipe: Recipe, report: Repo
 def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
     """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``."""
     autokl = train_decoder(folder, recipe, report)
-    clip, optimus = train_language(folder, recipe, report)
-    unet, architecture = train_unet(folder, recipe, report)
+    unet, architecture, clip, optimus = train_unet(folder, recipe, report)
     write_checkpoint(folder, architecture, unet, autokl, clip, optimus)
 
 

@@ -76,7 +76,9 @@ def test_spreading_scales_the_latent_and_changes_no_sentence(optimus: OptimusLea
     ids, told = optimus.world.bert_ids[0], optimus.world.gpt2_ids[0]
     with torch.no_grad():
         before = optimus.decoder(optimus.encoder(ids), told)
-        optimus.spread()
+        narrow = optimus.encoder(ids)
+        factor = optimus.spread(SPREAD)
         latent = optimus.encoder(ids)
         torch.testing.assert_close(optimus.decoder(latent, told), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(latent, narrow * factor, rtol=1e-4, atol=1e-4)
     assert float(latent.std()) == pytest.approx(SPREAD, rel=1e-3)
