@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,10 @@ def _export_graphs(
 def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
     """By name, what builds each graph; building loads just the weights it needs."""
     sizes = checkpoint.architecture
-    fp32 = torch.float32
+    load = partial(_load, checkpoint)
 
     def unet(*parts: checkpoints.Part) -> Any:
-        return checkpoints.load_unet(checkpoint.fresh(), fp32, parts)
+        return load(checkpoints.load_unet, parts)
 
     makers: dict[str, Callable[[], Graph]] = {
         "unet_context": lambda: graphs.unet_context(unet("image.context", "text.context"), sizes),
@@ -139,28 +140,29 @@ def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
         "unet_text_step": lambda: graphs.unet_step(
             unet("text.data", "image.context", "text.context"), sizes, "text"
         ),
-        "autokl_encode": lambda: graphs.autokl_encode(
-            checkpoints.load_autokl(checkpoint.fresh(), fp32), sizes
-        ),
-        "autokl_decode": lambda: graphs.autokl_decode(
-            checkpoints.load_autokl(checkpoint.fresh(), fp32), sizes
-        ),
-        "clip_image": lambda: graphs.clip_image(checkpoints.load_clip_image(checkpoint.fresh(), fp32), sizes),
-        "clip_text": lambda: graphs.clip_text(checkpoints.load_clip_text(checkpoint.fresh(), fp32), sizes),
+        "autokl_encode": lambda: graphs.autokl_encode(load(checkpoints.load_autokl), sizes),
+        "autokl_decode": lambda: graphs.autokl_decode(load(checkpoints.load_autokl), sizes),
+        "clip_image": lambda: graphs.clip_image(load(checkpoints.load_clip_image), sizes),
+        "clip_text": lambda: graphs.clip_text(load(checkpoints.load_clip_text), sizes),
     }
     if checkpoint.has_captions:
         longest_in = int(sizes.optimus.encoder["max_position_embeddings"])
         longest_out = int(sizes.optimus.decoder["n_positions"])
         makers["optimus_encode"] = lambda: graphs.optimus_encode(
-            checkpoints.load_optimus_encoder(checkpoint.fresh(), fp32), min(ENCODED_TOKENS, longest_in)
+            load(checkpoints.load_optimus_encoder), min(ENCODED_TOKENS, longest_in)
         )
         makers["optimus_decode"] = lambda: graphs.optimus_decode(
-            checkpoints.load_optimus_decoder(checkpoint.fresh(), fp32),
+            load(checkpoints.load_optimus_decoder),
             sizes.optimus.latent_size,
             # The latent takes the first position.
             min(CAPTION_TOKENS, longest_out - 1),
         )
     return makers
+
+
+def _load(checkpoint: Checkpoint, loader: Callable[..., Any], *arguments: Any) -> Any:
+    """One model in fp32, from files opened for it alone: with the model go the pages that were read for it."""
+    return loader(checkpoint.fresh(), torch.float32, *arguments)
 
 
 def _describe(path: Path, graph: Graph) -> dict[str, Any]:
@@ -195,10 +197,8 @@ def _unconditional(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         start, end = sizes.text["vocab_size"] - 2, sizes.text["vocab_size"] - 1
         ids = torch.tensor([[start, *[end] * (sizes.text_tokens - 1)]])
     with torch.no_grad():
-        image = checkpoints.load_clip_image(checkpoint.fresh(), torch.float32)(
-            clip_pixels(torch.zeros(1, 3, side, side))
-        )
-        text = checkpoints.load_clip_text(checkpoint.fresh(), torch.float32)(ids)
+        image = _load(checkpoint, checkpoints.load_clip_image)(clip_pixels(torch.zeros(1, 3, side, side)))
+        text = _load(checkpoint, checkpoints.load_clip_text)(ids)
     return dict(zip(UNCONDITIONAL, (image.contiguous(), text.contiguous()), strict=True))
 
 
