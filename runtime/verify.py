@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.bundle import MANIFEST, Bundle
-from unibrain_rt.decoder import DenoisingLoop
 from unibrain_rt.engines import Engine, EngineError, Session
 from unibrain_rt.errors import InputError
+from unibrain_rt.loops import DenoisingLoop
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import COLUMNS, SamplerTable
