@@ -6,9 +6,12 @@ import torch
 
 from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.phantom.architecture import phantom_architecture
+from unibrain_rt.export.phantom.learning.autoencoder import AutoKLLearner
+from unibrain_rt.export.phantom.learning.language import CLIPLearner, OptimusLearner
+from unibrain_rt.export.phantom.learning.unet import SPREAD
+from unibrain_rt.export.phantom.learning.world import World
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.scenes import scenes
-from unibrain_rt.export.phantom.stages import SPREAD, AutoKLLearner, CLIPLearner, OptimusLearner, World
 from unibrain_rt.export.phantom.tokenizers import write_tokenizers
 
 Made = tuple[Architecture, World]

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unibrain_rt.export.phantom.training import Stage, train
+from unibrain_rt.export.phantom.learning.loop import Stage, train
 
 
 class StoppedError(Exception):
@@ -64,3 +69,46 @@ def test_training_learns(tmp_path: Path) -> None:
     train(make_stage(300), tmp_path, 1, lambda name, step, steps, loss: losses.append(loss))
     assert losses[-1] < 5
     assert (tmp_path / "toy.jsonl").is_file()
+
+
+TRAINING = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from unibrain_rt.export.phantom.learning.loop import Stage, train
+
+torch.manual_seed(0)
+module = nn.Sequential(nn.Linear(64, 256), nn.Dropout(0.2), nn.Linear(256, 1))
+
+def loss(rng, step):
+    x = torch.from_numpy(rng.standard_normal((256, 64), dtype="float32"))
+    return (module(x) - x.sum(dim=1, keepdim=True)).square().mean()
+
+stage = Stage("toy", module, loss, 1500, 1e-2, average=0.9)
+train(stage, Path(sys.argv[1]), 3, lambda *told: None, save_every_s=0.05)
+"""
+
+
+def test_a_process_killed_at_a_random_moment_and_started_again_ends_with_the_same_weights(
+    tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", TRAINING, str(folder)])
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed = start(tmp_path / "parts")
+    while not (tmp_path / "parts" / "toy.pt").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    moment = random.uniform(0.0, 0.6)
+    time.sleep(moment)
+    killed.kill()
+    interrupted = killed.wait() != 0
+    reached = torch.load(tmp_path / "parts" / "toy.pt", weights_only=True)["step"]
+    assert start(tmp_path / "parts").wait() == 0
+    report(f"killed {moment:.2f} s after the first save, at step {reached} of 1500 or later: {interrupted}")
+    whole, parts = (torch.load(tmp_path / name / "toy.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 1500
+    for kind in ("weights", "averaged"):
+        assert all(torch.equal(a, b) for a, b in zip(whole[kind], parts[kind], strict=True))

@@ -20,20 +20,14 @@ from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.models.autokl import published_key as autokl_key
 from unibrain_rt.export.models.optimus import decoder_key, encoder_key
 from unibrain_rt.export.phantom.architecture import phantom_architecture
+from unibrain_rt.export.phantom.learning.autoencoder import AutoKLLearner
+from unibrain_rt.export.phantom.learning.language import CLIPLearner, OptimusLearner
+from unibrain_rt.export.phantom.learning.loop import Stage, train
+from unibrain_rt.export.phantom.learning.unet import SPREAD, TEXT_SPREAD, Latents, UNetLearner, encode_text
+from unibrain_rt.export.phantom.learning.world import World
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.scenes import scenes
-from unibrain_rt.export.phantom.stages import (
-    SPREAD,
-    TEXT_SPREAD,
-    AutoKLLearner,
-    CLIPLearner,
-    Latents,
-    OptimusLearner,
-    UNetLearner,
-    World,
-)
 from unibrain_rt.export.phantom.tokenizers import write_tokenizers
-from unibrain_rt.export.phantom.training import Stage, train
 
 Report = Callable[[str, int, int, float], None]
 
@@ -46,12 +40,13 @@ class Recipe:
     autokl_steps: int = 2000
     sharpening_steps: int = 900
     colouring_steps: int = 2000
-    decoding_steps: int = 2400
+    refining_steps: int = 1600
+    decoding_steps: int = 1500
     clip_steps: int = 1600
-    optimus_steps: int = 2500
-    optimus_sharpening_steps: int = 1200
-    unet_steps: int = 4500
-    caption_steps: int = 4000
+    optimus_steps: int = 1600
+    optimus_sharpening_steps: int = 600
+    unet_steps: int = 3600
+    caption_steps: int = 3500
     seed: int = 0
 
 
@@ -74,6 +69,8 @@ def train_autokl(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
         "colouring", module, learner.colouring_loss, recipe.colouring_steps, 1.5e-3, average=0.99
     )
     train(colouring, folder, recipe.seed + 5, report)
+    refining = Stage("refining", module, learner.colouring_loss, recipe.refining_steps, 1e-3, average=0.995)
+    train(refining, folder, recipe.seed + 9, report)
     return learner
 
 
@@ -93,25 +90,21 @@ def train_decoder(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner
     return learner
 
 
-def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLearner, OptimusLearner]:
-    """Learn (or load) CLIP and Optimus."""
-    architecture, world = _architecture(folder), _world(folder, recipe)
+def train_clip(folder: Path, recipe: Recipe, report: Report) -> CLIPLearner:
+    """Learn (or load) CLIP."""
     torch.manual_seed(recipe.seed)
-    clip = CLIPLearner(architecture, world)
-    train(
-        Stage("clip", clip, clip.loss, recipe.clip_steps, 1e-3, weight_decay=0.02, average=0.99),
-        folder,
-        recipe.seed + 1,
-        report,
-    )
+    clip = CLIPLearner(_architecture(folder), _world(folder, recipe))
+    stage = Stage("clip", clip, clip.loss, recipe.clip_steps, 1e-3, weight_decay=0.02, average=0.99)
+    train(stage, folder, recipe.seed + 1, report)
+    return clip
+
+
+def train_optimus(folder: Path, recipe: Recipe, report: Report) -> OptimusLearner:
+    """Learn (or load) Optimus."""
     torch.manual_seed(recipe.seed)
-    optimus = OptimusLearner(architecture, world)
-    train(
-        Stage("optimus", optimus, optimus.loss, recipe.optimus_steps, 1e-3, average=0.99),
-        folder,
-        recipe.seed + 2,
-        report,
-    )
+    optimus = OptimusLearner(_architecture(folder), _world(folder, recipe))
+    telling = Stage("optimus", optimus, optimus.loss, recipe.optimus_steps, 1e-3, average=0.99)
+    train(telling, folder, recipe.seed + 2, report)
     sharpening = Stage(
         "optimus_sharpening",
         optimus,
@@ -121,48 +114,63 @@ def train_language(folder: Path, recipe: Recipe, report: Report) -> tuple[CLIPLe
         average=0.99,
     )
     train(sharpening, folder, recipe.seed + 6, report)
-    optimus.spread(SPREAD)
-    return clip, optimus
+    return optimus
 
 
-def train_unet(
-    folder: Path, recipe: Recipe, report: Report
-) -> tuple[UNetLearner, Architecture, CLIPLearner, OptimusLearner]:
-    """Learn (or load) the four-flow UNet on the latents of the other models.
+def train_unet(folder: Path, recipe: Recipe, report: Report) -> tuple[UNetLearner, Architecture, CLIPLearner]:
+    """Learn (or load) the four-flow UNet's image flows, on the latents of AutoKL and the contexts of CLIP.
 
-    Also gives the final sizes, CLIP, and Optimus with latents of ``TEXT_SPREAD``.
+    Also gives the final sizes and CLIP.
     """
     autokl = train_autokl(folder, recipe, report)
-    clip, optimus = train_language(folder, recipe, report)
+    clip = train_clip(folder, recipe, report)
     scale_factor = SPREAD / autokl.latent_std()
     architecture = _architecture(folder)
     architecture = replace(architecture, autokl=replace(architecture.autokl, scale_factor=scale_factor))
-    latents = Latents.encode(_world(folder, recipe), architecture, autokl.module, clip, optimus, scale_factor)
+    world = _world(folder, recipe)
+    latents = Latents.cached(
+        folder / f"latents_{recipe.scenes}_{recipe.seed}.safetensors",
+        lambda: Latents.encode(world, architecture, autokl.module, clip, scale_factor),
+    )
     torch.manual_seed(recipe.seed)
     unet = UNetLearner(architecture, latents)
-    stage = Stage("unet", unet.module, unet.loss, recipe.unet_steps, 1.5e-3, average=0.995)
+    stage = Stage(
+        "unet",
+        unet.module,
+        unet.loss,
+        recipe.unet_steps,
+        1.5e-3,
+        average=0.998,
+        parameters=unet.parameters(),
+    )
     train(stage, folder, recipe.seed + 3, report)
-    train_captions(unet, optimus, folder, recipe, report)
-    return unet, architecture, clip, optimus
+    return unet, architecture, clip
 
 
 def train_captions(
     unet: UNetLearner, optimus: OptimusLearner, folder: Path, recipe: Recipe, report: Report
 ) -> None:
-    """The text flow's own blocks, further, on latents of ``TEXT_SPREAD``; everything else stays as it is."""
-    factor = optimus.spread(TEXT_SPREAD)
-    unet.latents = replace(unet.latents, text=unet.latents.text * factor)
-    own = unet.caption_parameters()
+    """The text flow's own blocks, on Optimus' latents, which are scaled to ``TEXT_SPREAD``."""
+    optimus.spread(TEXT_SPREAD)
+    unet.latents = replace(unet.latents, text=encode_text(_world(folder, recipe), optimus))
     stage = Stage(
-        "captions", unet.module, unet.caption_loss, recipe.caption_steps, 1e-3, average=0.995, parameters=own
+        "captions",
+        unet.module,
+        unet.caption_loss,
+        recipe.caption_steps,
+        1.5e-3,
+        average=0.998,
+        parameters=unet.caption_parameters(),
     )
     train(stage, folder, recipe.seed + 8, report)
 
 
 def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
     """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``."""
+    optimus = train_optimus(folder, recipe, report)
     autokl = train_decoder(folder, recipe, report)
-    unet, architecture, clip, optimus = train_unet(folder, recipe, report)
+    unet, architecture, clip = train_unet(folder, recipe, report)
+    train_captions(unet, optimus, folder, recipe, report)
     write_checkpoint(folder, architecture, unet, autokl, clip, optimus)
 
 
