@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.ridge import Basis, RidgeFit, factorise
-from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, SCHEMA_VERSION, TENSOR_FILE, Subject
+from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, SCHEMA_VERSION, TENSOR_FILE, Subject
 
 _BLOCK = 1024  # targets at a time
 
@@ -28,6 +28,7 @@ def write_subject(
     *,
     beta_scale: float,
     mask: ArrayLike | None = None,
+    rois: Mapping[str, ArrayLike] | None = None,
     dtype: DTypeLike = np.float16,
     exact: bool = False,
     fidelity: float = 0.999,
@@ -39,7 +40,8 @@ def write_subject(
     Heads are factored (`factorise`, errors in the units of the calibrated predictions, at least ``fidelity``
     of their variance kept) and stored in ``dtype``, float16 or float32. ``exact`` heads are dense and always
     float32: a large subject's weights are below what half precision can hold. ``mask`` (x, y, z) picks the
-    voxels of a volume in C order. ``provenance`` goes into ``fitted_on`` beside the number of scans.
+    voxels of a volume in C order, ``rois`` tells which of them (V,) lie in each region (a file of its own, left
+    out where there are none). ``provenance`` goes into ``fitted_on`` beside the number of scans.
 
     The same fit gives the same bytes. Raises `InputError` if the folder exists or cannot be written, or the
     mask or the factors do not fit; nothing is left behind then.
@@ -91,9 +93,10 @@ def write_subject(
         "fitted_on": {"scans": basis.scans, **(provenance or {})},
     }
     text = json.dumps(description, indent=2, sort_keys=True, allow_nan=False)
-    # safetensors orders tensors by type and name, so that the mapping's order does not reach the file.
-    ordered = {key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}
-    _write(folder, {DESCRIPTION_FILE: f"{text}\n".encode(), TENSOR_FILE: save(ordered)})
+    files = {DESCRIPTION_FILE: f"{text}\n".encode(), TENSOR_FILE: _saved(tensors)}
+    if rois:
+        files[ROI_FILE] = _saved({region: _region(region, rois[region], basis.voxels) for region in rois})
+    _write(folder, files)
 
 
 def kept_variance(basis: Basis, fit: RidgeFit, left: NDArray[Any], right: NDArray[Any]) -> float:
@@ -108,6 +111,18 @@ def kept_variance(basis: Basis, fit: RidgeFit, left: NDArray[Any], right: NDArra
         total += float(np.square(wanted).sum())
         lost += float(np.square(error).sum())
     return max(0.0, 1.0 - lost / total) if total else 1.0
+
+
+def _saved(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    # safetensors orders tensors by type and name, so that the mapping's order does not reach the file.
+    return save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
+
+
+def _region(name: str, inside: ArrayLike, voxels: int) -> NDArray[np.uint8]:
+    member = np.asarray(inside)
+    if member.shape != (voxels,):
+        raise InputError(f"region {name} is {member.shape}, but there are {voxels:,} voxels: draw it anew")
+    return np.asarray(member > 0, np.uint8)
 
 
 def _narrow(head: str, factor: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -136,7 +151,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         part.mkdir()
         for file, content in files.items():
             (part / file).write_bytes(content)
-        Subject.open(part)  # what cannot be read back is not put in place
+        Subject.open(part).rois()  # what cannot be read back is not put in place
         part.rename(folder)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from unibrain_rt import __version__
-from unibrain_rt.bundle import CONSTANTS, MANIFEST, SCHEMA_VERSION, UNCONDITIONAL, sha256_of
-from unibrain_rt.errors import InputError
+from unibrain_rt.bundle import CONSTANTS, SCHEMA_VERSION, UNCONDITIONAL
 from unibrain_rt.export import checkpoint as checkpoints
 from unibrain_rt.export import graphs
+from unibrain_rt.export.bundle_folder import check_free, new_folder, write_manifest
 from unibrain_rt.export.checkpoint import Checkpoint
 from unibrain_rt.export.graphs import Graph
 from unibrain_rt.export.onnx_export import WeightFile, export_graph
@@ -62,10 +60,9 @@ def write_bundle(
     Raises:
         InputError: ``out`` exists, or the checkpoint's keys are not what its architecture needs.
     """
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; choose another --out, or replace it with --overwrite")
+    check_free(out, overwrite=overwrite)
     checkpoints.check(checkpoint)
-    with _new_folder(out) as partial:
+    with new_folder(out, overwrite=overwrite) as partial:
         records = _export_graphs(checkpoint, partial / "graphs", precision, report)
         save_file(_unconditional(checkpoint), partial / CONSTANTS)
         (partial / CONSTANTS).chmod(0o644)  # safetensors writes for the owner alone
@@ -82,25 +79,6 @@ def write_bundle(
             "provenance": {"unibrain_rt": __version__, "torch": torch.__version__, **checkpoint.provenance()},
         }
         write_manifest(partial, manifest)
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write ``bundle.json`` with the size and SHA-256 of every other file in ``folder``."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    files = {
-        path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in paths
-    }
-    text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def add_subject(bundle: Path, write: Callable[[Path], None], name: str) -> None:
-    """Let ``write`` fill ``subjects/<name>/`` and enter its files into the manifest."""
-    manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-    write(bundle / "subjects" / name)
-    manifest["subjects"] = sorted({*manifest["subjects"], name})
-    write_manifest(bundle, manifest)
 
 
 def _export_graphs(
@@ -212,24 +190,3 @@ def _copy_tokenizers(checkpoint: Checkpoint, partial: Path) -> dict[str, str]:
                 shutil.copyfile(folder / file, target / file)
         copied[name] = f"tokenizers/{name}"
     return copied
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); free space or choose another --out"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -24,7 +24,7 @@ from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.subject import DESCRIPTION_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import DESCRIPTION_FILE, ROI_FILE, TENSOR_FILE, Subject
 
 MANIFEST = "bundle.json"
 SCHEMA_VERSION = 1
@@ -57,6 +57,7 @@ class Bundle:
     presets: Mapping[str, Preset]
     files: Mapping[str, FileRecord]
     subjects: tuple[str, ...]
+    default_subject: str | None
     tokenizers: Mapping[str, Path]
     provenance: Mapping[str, Any]
 
@@ -100,13 +101,14 @@ class Bundle:
             presets={name: Preset.from_fields(name, preset) for name, preset in fields.objects("presets")},
             files=files,
             subjects=tuple(fields.take("subjects", list)),
+            default_subject=fields.optional("default_subject", str),
             tokenizers={
                 name: _inside(folder, path, fields.where)
                 for name, path in fields.take("tokenizers", dict).items()
             },
             provenance=fields.take("provenance", dict),
         )
-        if not all(isinstance(subject, str) and _plain(subject) for subject in bundle.subjects):
+        if not all(isinstance(subject, str) and is_plain(subject) for subject in bundle.subjects):
             raise BundleError(f"{fields.where}: subjects must be plain names; export the bundle again")
         bundle._check_listed(fields.where)
         bundle._check_files(verify)
@@ -130,7 +132,7 @@ class Bundle:
         return self.presets[name]
 
     def subject(self, name: str | None = None) -> Subject:
-        """The subject called ``name``, or the only one.
+        """The subject called ``name``; without one, the bundle's default or its only one.
 
         Raises:
             InputError: there is no such subject, or a choice is needed.
@@ -139,11 +141,13 @@ class Bundle:
         if not self.subjects:
             raise InputError(f"{self.folder}: the bundle has no subject; fit one before decoding")
         if name is None:
-            if len(self.subjects) > 1:
+            default = self.default_subject
+            # A default that is gone (it is being replaced, say) is none.
+            if default not in self.subjects and len(self.subjects) > 1:
                 raise InputError(
                     f"{self.folder}: choose a subject with --subject: {', '.join(self.subjects)}"
                 )
-            name = self.subjects[0]
+            name = default if default in self.subjects else self.subjects[0]
         if name not in self.subjects:
             raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(self.subjects)}")
         return Subject.open(self.folder / "subjects" / name)
@@ -182,6 +186,8 @@ class Bundle:
             ),
             *(f"{path.relative_to(self.folder).as_posix()}/{VOCABULARY}" for path in self._vocabularies()),
         }
+        regions = (f"subjects/{name}/{ROI_FILE}" for name in self.subjects)
+        read.update(name for name in regions if os.path.lexists(self.folder / name))
         # Graphs name their weights themselves; they lie beside them.
         for folder in {graph.path.parent for graph in self.graphs.values()}:
             beside = (path for path in folder.glob("*") if not path.name.startswith("."))
@@ -300,5 +306,6 @@ def _inside(folder: Path, name: object, where: str) -> Path:
     return folder / name
 
 
-def _plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
+    """Whether a name can be a folder's within the bundle."""
     return bool(name) and name.isprintable() and not set(name) & set("/\\") and name not in (".", "..")

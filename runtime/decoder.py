@@ -163,7 +163,8 @@ class Decoder:
             image_latent = self.denoise("image", predictions["image_latent"], seed, progress)
         with clock("autokl"):
             image = self.render(image_latent)
-        caption, tokens = None, []
+        caption: str | None = None
+        tokens: list[int] = []
         if self._writer is not None:
             with clock("caption_loop"):
                 text_latent = self.denoise("caption", predictions["text_latent"], seed, progress)

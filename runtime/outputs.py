@@ -128,6 +128,11 @@ def write_text(path: Path, text: str) -> None:
     _write([(Path(path), text.encode("utf-8", "backslashreplace"))])
 
 
+def write_texts(files: Mapping[Path, str]) -> None:
+    """Write several texts in UTF-8, all or (where none was there) none. Raises `InputError`."""
+    _write([(Path(path), text.encode("utf-8", "backslashreplace")) for path, text in files.items()])
+
+
 def write_pair(
     output: Output,
     image: NDArray[np.uint8],

@@ -1,6 +1,6 @@
 """Subjects: one person's voxel statistics and four ridge heads, from betas to latents and contexts.
 
-A subject is a folder of two files. ``subject.json`` holds::
+A subject is a folder of two files, or of three. ``subject.json`` holds::
 
     schema_version   1
     name, voxels     voxels = V
@@ -19,7 +19,10 @@ or float32, or for an exact head ``<head>.left`` (V, T) alone; ``<head>.bias`` a
     y = z @ left @ right + bias
     prediction = target_mean + calibration * (y - target_mean)
 
-Nothing in it depends on the other scans of a batch: every scan goes through the same operations, bit for bit.
+``rois.safetensors``, if it is there, holds per region (V1v, faces, ...) which voxels lie in it, uint8 (V,).
+
+Nothing in a prediction depends on the other scans of a batch: every scan goes through the same operations, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from unibrain_rt.scans import VoxelSpace
 
 HEADS = ("image_latent", "text_latent", "image_context", "text_context")
 SCHEMA_VERSION = 1
-DESCRIPTION_FILE, TENSOR_FILE = "subject.json", "heads.safetensors"
+DESCRIPTION_FILE, TENSOR_FILE, ROI_FILE = "subject.json", "heads.safetensors", "rois.safetensors"
 
 _DESCRIPTION_BYTES = 1 << 20  # a subject.json has about one thousand
 _BLOCK_BYTES = 4 << 20  # of factors at a time in float32
@@ -86,8 +89,8 @@ class Subject:
     heads: Mapping[str, Head]
     fitted_on: Mapping[str, Any]
     voxel_space: VoxelSpace
-    _voxel_mean: NDArray[np.float32]
-    _voxel_std: NDArray[np.float32]
+    voxel_mean: NDArray[np.float32]
+    voxel_std: NDArray[np.float32]
     _offsets: Mapping[str, _Offsets]
     _tensors: Any  # safetensors' handle on the mapped file
 
@@ -135,6 +138,16 @@ class Subject:
         """Shape, without the batch, of what one of `HEADS` predicts."""
         return self.heads[name].shape
 
+    def rois(self) -> dict[str, NDArray[np.bool_]]:
+        """Region -> which voxels (V,) lie in it, read from the file anew; empty where no regions are stored.
+
+        Raises `BundleError`: the file is damaged, or does not fit the subject.
+        """
+        path = self.folder / ROI_FILE
+        if not path.exists():
+            return {}
+        return _rois(path, self.voxels)
+
     def predict(self, betas: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
         """Latents and contexts of every head, (N, *shape) float32, from betas (N, V), or (V,) for one scan.
 
@@ -155,11 +168,11 @@ class Subject:
         if betas.shape[-1] != self.voxels:
             problem = f"{betas.shape[-1]:,} voxels, but {label} has {self.voxels:,}"
             raise InputError(f"{problem}: give that subject's voxels, or choose another with --subject")
-        constant = self._voxel_std == 0.0
+        constant = self.voxel_std == 0.0
         with np.errstate(all="ignore"):  # what does not fit is found below
             z = np.array(betas, np.float32, order="C", ndmin=2)
-            z -= self._voxel_mean
-            z /= np.where(constant, np.float32(1.0), self._voxel_std)
+            z -= self.voxel_mean
+            z /= np.where(constant, np.float32(1.0), self.voxel_std)
         if not np.isfinite(z).all():
             raise InputError(
                 f"betas that are not finite, or too large for {label}: mend the scan or leave it out"
@@ -345,3 +358,22 @@ def _mask(path: Path, tensors: Any, voxels: int) -> NDArray[np.bool_] | None:
         problem = f"mask has {int(inside.sum()):,} voxels and values up to {stored.max(initial=0)}"
         raise _broken(path, f"{problem}, not {voxels:,} ones")
     return inside
+
+
+def _rois(path: Path, voxels: int) -> dict[str, NDArray[np.bool_]]:
+    from safetensors import safe_open
+
+    rois: dict[str, NDArray[np.bool_]] = {}
+    with _reading(path):
+        _check_file(path)
+        tensors: Any = safe_open(path, framework="numpy")
+        for name in sorted(tensors.keys()):
+            header = tensors.get_slice(name)
+            found = (header.get_dtype(), tuple(header.get_shape()))
+            if found != ("U8", (voxels,)):
+                raise _broken(path, f"region {name} is {found[0]} {found[1]}, not U8 ({voxels},)")
+            stored: NDArray[np.uint8] = tensors.get_tensor(name)
+            if int(stored.max()) > 1:
+                raise _broken(path, f"region {name} has values up to {int(stored.max())}, not 0 and 1")
+            rois[name] = np.asarray(stored != 0, np.bool_)
+    return rois

@@ -1,35 +1,40 @@
-"""From the phantom's trained checkpoint to the shipped bundle: export, one fitted subject, example scans."""
+"""From the phantom's trained checkpoint to the shipped bundle: export, fitted subjects, example scans."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
+from unibrain_rt.export.bundle_folder import add_subject, set_default_subject
 from unibrain_rt.export.checkpoint import open_checkpoint
 from unibrain_rt.export.phantom.cortex import mask
+from unibrain_rt.export.phantom.people import (
+    DEFAULT_SUBJECT,
+    REPEATS,
+    SCENE_SEED,
+    SUBJECTS,
+    held_out,
+    named_regions,
+    scans,
+)
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
-from unibrain_rt.export.phantom.scenes import Scene, scenes
-from unibrain_rt.export.phantom.subjects import BETA_SCALE, SubjectModel, betas, make_subject
+from unibrain_rt.export.phantom.scenes import scenes
+from unibrain_rt.export.phantom.subjects import BETA_SCALE, SubjectModel
 from unibrain_rt.export.ridge import fit_heads
 from unibrain_rt.export.subject_writer import write_subject
 from unibrain_rt.export.targets import encode_targets
-from unibrain_rt.export.writer import add_subject, write_bundle
+from unibrain_rt.export.writer import write_bundle
 from unibrain_rt.outputs import write_json, write_png
 
 TRAINING_SCANS = 9000
-REPEATS = 3
-SCENE_SEED = 1000
 EXAMPLES = 6
-# A hundredth of the predictions' variance, for a fraction of the bytes: the wheel has to stay small.
-FIDELITY = 0.99
-SUBJECTS = {"sub-01": 1}
-"""Name → seed of the simulated subjects."""
+# A little of the predictions' variance, for a fraction of the bytes: the wheel has to stay small.
+FIDELITY = 0.985
 
 
 def assemble(
@@ -46,11 +51,16 @@ def assemble(
     images = stimuli(shown, bundle.architecture["autokl"]["image_size"])
     # One phrasing, the one that says most: targets of mixed phrasings would differ for equal scenes.
     targets = encode_targets(bundle, engine, images, [captions(scene)[0] for scene in shown])
-    for name, seed in SUBJECTS.items():
+    for name, person in SUBJECTS.items():
         report(f"scanning and fitting {name}")
-        model = make_subject(name, seed)
-        fits = fit_heads(scans(model, images, shown, seed), targets)
-        provenance = {"repeats": REPEATS, "subject_seed": seed, "scene_seed": SCENE_SEED, "simulated": True}
+        model = person.brain(name)
+        fits = fit_heads(scans(model, images, shown, person.seed), targets)
+        provenance = {
+            "repeats": REPEATS,
+            "subject_seed": person.seed,
+            "scene_seed": SCENE_SEED,
+            "simulated": True,
+        }
 
         def write(
             folder: Path, model: SubjectModel = model, fits: dict = fits, about: dict = provenance
@@ -61,31 +71,16 @@ def assemble(
                 fits,
                 beta_scale=1 / BETA_SCALE,
                 mask=mask(model),
+                rois=named_regions(model),
                 fidelity=FIDELITY,
                 provenance=about,
             )
 
         add_subject(out, write, name)
+    set_default_subject(out, DEFAULT_SUBJECT)
 
 
-def scans(
-    model: SubjectModel, images: NDArray[np.uint8], shown: Sequence[Scene], seed: int
-) -> NDArray[np.float32]:
-    """Betas (N, voxels) in % signal change, the mean of the repeats, as a subject's heads are fitted on."""
-    trials = betas(model, images, list(shown), repeats=REPEATS, seed=seed)
-    return trials.astype(np.float32).mean(axis=1) / BETA_SCALE
-
-
-def held_out(
-    name: str, count: int, size: int, seed: int = SCENE_SEED
-) -> tuple[list[Scene], NDArray[np.uint8], NDArray[np.float32]]:
-    """Scenes never shown in training, their stimuli (N, size, size, 3) and averaged betas (N, voxels)."""
-    shown = scenes("test", count, seed)
-    images = stimuli(shown, size)
-    return shown, images, scans(make_subject(name, SUBJECTS[name]), images, shown, SUBJECTS[name] + seed)
-
-
-def write_examples(folder: Path, size: int, name: str = "sub-01", count: int = EXAMPLES) -> None:
+def write_examples(folder: Path, size: int, name: str = DEFAULT_SUBJECT, count: int = EXAMPLES) -> None:
     """Held-out scans with what was shown: ``scan.npy``, ``scans.npy``, stimuli and captions."""
     shown, images, voxels = held_out(name, count, size)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from unibrain_rt.export.phantom.scenes import (
@@ -107,3 +108,15 @@ def colour_word(colour: str) -> str:
     if colour not in COLOURS:
         raise KeyError(colour)
     return colour
+
+
+def kinds_named(caption: str) -> frozenset[str]:
+    """The kinds that a caption, ours or a decoder's, speaks of."""
+    words = set(re.findall(r"[a-z]+", caption))
+    return frozenset(kind for kind in KINDS if words & set(kind_words(kind)))
+
+
+def colours_named(caption: str) -> frozenset[str]:
+    """The colours that a caption speaks of."""
+    words = set(re.findall(r"[a-z]+", caption))
+    return frozenset(colour for colour in COLOURS if colour_word(colour) in words)

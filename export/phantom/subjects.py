@@ -138,10 +138,15 @@ def betas(
     rng = _generator(model.seed, seed, 2)
     trials = np.empty((len(signal), repeats, model.voxels), np.int16)
     for i, answer in enumerate(signal):
-        error = noise.trial_noise(rng, model.loadings, repeats) * model.noise_sd
-        scaled = np.rint((answer + error) * BETA_SCALE)
-        trials[i] = np.clip(scaled, -32768, 32767).astype(np.int16)
+        trials[i] = single_trials(model, np.broadcast_to(answer, (repeats, model.voxels)), rng)
     return trials
+
+
+def single_trials(model: SubjectModel, signal: Floats, rng: np.random.Generator) -> NDArray[np.int16]:
+    """One trial with noise, int16 as NSD stores it, of each noise-free response (N, V)."""
+    error = noise.trial_noise(rng, model.loadings, len(signal)) * model.noise_sd
+    scaled = np.rint((signal + error) * BETA_SCALE)
+    return np.clip(scaled, -32768, 32767).astype(np.int16)
 
 
 def make_subject(name: str, seed: int, voxels: int = 1200, quality: float = 1.0) -> SubjectModel:

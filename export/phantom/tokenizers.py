@@ -41,7 +41,7 @@ def write_tokenizers(folder: Path, captions: Sequence[str]) -> None:
     )
     clip.train_from_iterator(captions, trainer)
     clip.model.save(str(folder / "clip"))
-    _append_clip_specials(folder / "clip" / "vocab.json")
+    _finish_clip(folder / "clip")
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -51,9 +51,17 @@ def vocabulary_size(folder: Path) -> int:
     return len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
 
 
-def _append_clip_specials(path: Path) -> None:
-    # CLIP's own vocabulary ends with its two special tokens: the context encoder takes the largest id as end.
-    vocabulary = json.loads(path.read_text(encoding="utf-8"))
-    for token in CLIP_SPECIALS:
-        vocabulary[token] = len(vocabulary)
+def _finish_clip(folder: Path) -> None:
+    """Number CLIP's tokens anew: the trainer numbers single letters in another order every time.
+
+    As in the published vocabulary, letters come first, then what the merges make in their order, and the two
+    special tokens last: the context encoder takes the largest id as the end.
+    """
+    path = folder / "vocab.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merged = [line.replace(" ", "") for line in lines if not line.startswith("#version")]
+    letters = sorted(found.keys() - set(merged))
+    tokens = dict.fromkeys((*letters, *merged, *CLIP_SPECIALS))
+    vocabulary = {token: place for place, token in enumerate(tokens)}
     path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

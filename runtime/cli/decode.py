@@ -35,7 +35,7 @@ from unibrain_rt.scans import inspect_all, iter_scans
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Bundle folder.  [default: the shipped phantom]"
 )
-@click.option("--subject", help="Whose scans these are.  [default: the bundle's only subject]")
+@click.option("--subject", help="Whose scans these are.  [default: the bundle's default or only one]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

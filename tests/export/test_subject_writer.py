@@ -14,7 +14,7 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export import subject_writer
 from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subject_writer import write_subject
-from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, TENSOR_FILE, Subject
+from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
 
 SCANS, VOXELS = 150, 40
 SHAPES = {"image_latent": (4, 3, 3), "text_latent": (10,), "image_context": (5, 8), "text_context": (3, 8)}
@@ -89,6 +89,18 @@ def test_what_a_written_subject_tells(tmp_path: Path, fits: dict[str, RidgeFit])
     assert write(tmp_path / "b", fits, mask=None).voxel_space.mask is None
 
 
+def test_regions_are_written_beside_the_heads(tmp_path: Path, fits: dict[str, RidgeFit]) -> None:
+    rois = {"V1v": np.arange(VOXELS) < 9, "faces": np.arange(VOXELS) % 2}
+    found = write(tmp_path / "a", fits, rois=rois).rois()
+    assert list(found) == ["V1v", "faces"]
+    for region, inside in rois.items():
+        np.testing.assert_array_equal(found[region], np.asarray(inside, bool))
+    write(tmp_path / "b", fits, rois=dict(reversed(rois.items())))
+    assert (tmp_path / "a" / ROI_FILE).read_bytes() == (tmp_path / "b" / ROI_FILE).read_bytes()
+    assert write(tmp_path / "c", fits, rois={}).rois() == {}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {DESCRIPTION_FILE, TENSOR_FILE}
+
+
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"dtype": np.float32}])
 def test_the_same_fit_is_the_same_bytes(
     tmp_path: Path, fits: dict[str, RidgeFit], options: dict[str, Any]
@@ -131,6 +143,7 @@ def test_others_may_read_the_files(tmp_path: Path, fits: dict[str, RidgeFit]) ->
     [
         ({"mask": MASK[..., None]}, "40 voxels in 4 dimensions"),
         ({"mask": np.ones((5, 4, 3), bool)}, "60 voxels in 3 dimensions, but the betas have 40"),
+        ({"rois": {"faces": np.ones(3)}}, "region faces is (3,), but there are 40 voxels"),
         ({"fidelity": 2.0}, "fidelity 2.0"),
         ({"beta_scale": 0.0}, "beta scale 0.0"),
         ({"beta_scale": float("inf")}, "beta scale inf"),

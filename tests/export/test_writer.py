@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -53,21 +52,3 @@ def test_an_existing_bundle_is_kept(checkpoint: Checkpoint, tmp_path: Path) -> N
     with pytest.raises(InputError, match="--overwrite"):
         writer.write_bundle(checkpoint, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "mine.txt").read_text() == "keep"
-
-
-def test_a_subject_is_entered_with_its_files(golden_bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
-    copy = tmp_path / "bundle"
-    shutil.copytree(golden_bundle, copy)
-
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        (folder / "subject.json").write_text("{}")
-        (folder / "heads.safetensors").write_bytes(b"")
-
-    writer.add_subject(copy, write, "sub-09")
-    manifest = json.loads((copy / "bundle.json").read_text())
-    assert manifest["subjects"] == ["sub-09"]
-    assert manifest["files"]["subjects/sub-09/subject.json"]["size_bytes"] == 2
-    assert Bundle.open(copy).subjects == ("sub-09",)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from unibrain_rt.bundle import CONSTANTS, UNCONDITIONAL, Bundle, sha256_of
 from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.subject import ROI_FILE
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -154,6 +155,18 @@ def test_weights_that_nobody_listed_are_not_beside_the_graphs(tiny_bundle: Path)
     Bundle.open(tiny_bundle)
     (tiny_bundle / "graphs" / "other.weights").touch()
     with pytest.raises(BundleError, match=r"graphs/other\.weights is not among the manifest's files"):
+        Bundle.open(tiny_bundle)
+
+
+def test_regions_that_nobody_listed_are_not_beside_a_subject(tiny: Any, tiny_bundle: Path) -> None:
+    path = tiny_bundle / "subjects" / "sub-01" / ROI_FILE
+    path.write_bytes(save({"faces": np.ones(tiny.VOXELS, np.uint8)}))
+    with pytest.raises(BundleError, match=r"sub-01/rois\.safetensors is not among the manifest's files"):
+        Bundle.open(tiny_bundle)
+    tiny.seal(tiny_bundle)
+    assert list(Bundle.open(tiny_bundle).subject().rois()) == ["faces"]
+    path.write_bytes(save({"faces": np.zeros(tiny.VOXELS, np.uint8)}))
+    with pytest.raises(BundleError, match="its contents changed"):
         Bundle.open(tiny_bundle)
 
 

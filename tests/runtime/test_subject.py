@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from unibrain_rt import subject as subject_module
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, TENSOR_FILE, Subject
+from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 Description = dict[str, Any]
@@ -411,3 +411,48 @@ def test_names_of_any_kind_stay_on_one_line(tmp_path: Path) -> None:
     check_line(str(caught.value))
     description["heads"] = {"y\n" * 300: 1}
     refused(put(tmp_path / ("long-" * 40), description, tensors), "heads are")
+
+
+# --- regions ------------------------------------------------------------------------------------------------
+
+
+def test_regions_are_read_when_asked_for(tmp_path: Path) -> None:
+    folder = put(tmp_path / "s", *make())
+    subject = Subject.open(folder)
+    assert subject.rois() == {}
+    inside = np.arange(VOXELS, dtype=np.uint8) % 2
+    (folder / ROI_FILE).write_bytes(save({"faces": inside, "V1v": 1 - inside}))
+    found = subject.rois()
+    assert list(found) == ["V1v", "faces"]
+    for region, member in (("faces", inside), ("V1v", 1 - inside)):
+        assert found[region].dtype == np.bool_
+        np.testing.assert_array_equal(found[region], member.astype(bool))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (save({"faces": np.ones(VOXELS + 1, np.uint8)}), r"region faces is U8 (31,), not U8 (30,)"),
+        (save({"faces": np.ones(VOXELS, np.float32)}), "region faces is F32"),
+        (save({"faces": np.full(VOXELS, 2, np.uint8)}), "region faces has values up to 2"),
+        (save({"faces": np.ones(VOXELS, np.uint8)})[:-4], "damaged"),
+        (b"", "damaged"),
+        (b"\x93NUMPY", "damaged"),
+    ],
+)
+def test_damaged_regions_are_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    folder = put(tmp_path / "s", *make())
+    (folder / ROI_FILE).write_bytes(content)
+    subject = Subject.open(folder)  # decoding does not need them
+    with pytest.raises(BundleError) as caught:
+        subject.rois()
+    check_line(str(caught.value))
+    assert problem in str(caught.value)
+    assert ROI_FILE in str(caught.value)
+
+
+def test_a_folder_of_regions_is_no_file(tmp_path: Path) -> None:
+    folder = put(tmp_path / "s", *make())
+    (folder / ROI_FILE).mkdir()
+    with pytest.raises(BundleError, match="not a regular file"):
+        Subject.open(folder).rois()

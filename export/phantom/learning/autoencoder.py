@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.models.autokl import build_autokl
@@ -42,17 +42,6 @@ class AutoKLLearner:
         image = self._images(rng)
         mean = self.module.encode(image).latent_dist.mean
         return self._coloured(mean + 0.05 * normal(rng, mean.shape), image) + 1e-3 * mean.square().mean()
-
-    def decoding_loss(self, rng: np.random.Generator, step: int) -> Tensor:
-        """Last, with the encoder as it is: the decoder alone, on latents as blurred as denoised ones are."""
-        image = self._images(rng)
-        with torch.no_grad():
-            mean = self.module.encode(image).latent_dist.mean
-        return self._coloured(mean + 0.1 * normal(rng, mean.shape), image)
-
-    def decoder_parameters(self) -> tuple[nn.Parameter, ...]:
-        """What ``decoding_loss`` is for."""
-        return (*self.module.post_quant_conv.parameters(), *self.module.decoder.parameters())
 
     def _coloured(self, latent: Tensor, image: Tensor) -> Tensor:
         decoded = self.module.decode(latent).sample

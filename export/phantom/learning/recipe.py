@@ -8,6 +8,8 @@ processes.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,12 +43,10 @@ class Recipe:
     sharpening_steps: int = 900
     colouring_steps: int = 2000
     refining_steps: int = 1600
-    decoding_steps: int = 1500
     clip_steps: int = 1600
-    optimus_steps: int = 1600
-    optimus_sharpening_steps: int = 600
-    unet_steps: int = 3600
-    caption_steps: int = 3500
+    optimus_steps: int = 2000
+    unet_steps: int = 2895
+    caption_steps: int = 1600
     seed: int = 0
 
 
@@ -74,22 +74,6 @@ def train_autokl(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
     return learner
 
 
-def train_decoder(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
-    """The image decoder, on latents of the finished encoder; the UNet needs only those and may learn meanwhile."""
-    learner = train_autokl(folder, recipe, report)
-    decoding = Stage(
-        "decoding",
-        learner.module,
-        learner.decoding_loss,
-        recipe.decoding_steps,
-        1e-3,
-        average=0.998,
-        parameters=learner.decoder_parameters(),
-    )
-    train(decoding, folder, recipe.seed + 7, report)
-    return learner
-
-
 def train_clip(folder: Path, recipe: Recipe, report: Report) -> CLIPLearner:
     """Learn (or load) CLIP."""
     torch.manual_seed(recipe.seed)
@@ -105,15 +89,6 @@ def train_optimus(folder: Path, recipe: Recipe, report: Report) -> OptimusLearne
     optimus = OptimusLearner(_architecture(folder), _world(folder, recipe))
     telling = Stage("optimus", optimus, optimus.loss, recipe.optimus_steps, 1e-3, average=0.99)
     train(telling, folder, recipe.seed + 2, report)
-    sharpening = Stage(
-        "optimus_sharpening",
-        optimus,
-        optimus.sharpening_loss,
-        recipe.optimus_sharpening_steps,
-        1e-3,
-        average=0.99,
-    )
-    train(sharpening, folder, recipe.seed + 6, report)
     return optimus
 
 
@@ -168,7 +143,7 @@ def train_captions(
 def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
     """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``."""
     optimus = train_optimus(folder, recipe, report)
-    autokl = train_decoder(folder, recipe, report)
+    autokl = train_autokl(folder, recipe, report)
     unet, architecture, clip = train_unet(folder, recipe, report)
     train_captions(unet, optimus, folder, recipe, report)
     write_checkpoint(folder, architecture, unet, autokl, clip, optimus)
@@ -197,10 +172,16 @@ def write_checkpoint(
 
 
 def prepare(folder: Path) -> None:
-    """Write the vocabularies, which fix the sizes of the models."""
-    if not (folder / "tokenizers" / "gpt2" / "vocab.json").is_file():
-        sample = [caption for scene in scenes("train", 6000, 1) for caption in captions(scene)]
-        write_tokenizers(folder / "tokenizers", sample)
+    """Write the vocabularies, which fix the sizes of the models; all of them or none."""
+    if (folder / "tokenizers").is_dir():
+        return
+    sample = [caption for scene in scenes("train", 6000, 1) for caption in captions(scene)]
+    partial = folder / f".tokenizers.{os.getpid()}"
+    write_tokenizers(partial, sample)
+    try:
+        partial.rename(folder / "tokenizers")
+    except OSError:  # a stage that runs beside this one was first, with the same
+        shutil.rmtree(partial)
 
 
 def _architecture(folder: Path) -> Architecture:

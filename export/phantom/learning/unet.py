@@ -27,7 +27,7 @@ DROPPED_CONTEXTS = 0.1
 # the strengths it is used with. Larger latents are the same as less noise (arXiv 2301.10972).
 SPREAD = 2.0
 # None of the text latent's 64 numbers repeats another, so that still more of it would be lost.
-TEXT_SPREAD = 6.0
+TEXT_SPREAD = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Latents:
         """Read from ``path``, or encode and keep them there: they take minutes."""
         if not path.is_file():
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({name: value for name, value in vars(encode()).items() if value is not None}, temporary)
+            found = {name: value.contiguous() for name, value in vars(encode()).items() if value is not None}
+            save_file(found, temporary)
             os.replace(temporary, path)
         return cls(**load_file(path))
 

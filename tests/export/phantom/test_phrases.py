@@ -57,3 +57,12 @@ def test_a_caption_reads_well(plain: Scene) -> None:
     fish = replace(plain, kind="fish", colour="orange", count=2, background="night")
     assert phrases.captions(fish)[1] == "there are two orange fish at night"
     assert phrases.captions(replace(fish, count=1))[1] == "there is an orange fish at night"
+
+
+def test_what_a_caption_names_is_read_off_its_words(plain: Scene) -> None:
+    for caption in phrases.captions(plain):
+        assert phrases.kinds_named(caption) == {plain.kind}
+        assert phrases.colours_named(caption) == {plain.colour}
+    assert phrases.kinds_named("two red cars and a housefish") == {"car"}
+    assert phrases.colours_named("a reddish thing") == set()
+    assert phrases.kinds_named("") == phrases.colours_named("") == set()

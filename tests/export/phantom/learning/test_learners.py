@@ -62,16 +62,11 @@ def test_every_part_of_optimus_learns(optimus: OptimusLearner) -> None:
     assert not without
 
 
-def test_noise_grows_and_phrasings_are_told_as_read_in_the_end(optimus: OptimusLearner) -> None:
+def test_noise_grows_and_then_stays(optimus: OptimusLearner) -> None:
     optimus.eval()
     with torch.no_grad():
-        early, late, last = (
-            float(loss(np.random.default_rng(0), step))
-            for loss, step in ((optimus.loss, 0), (optimus.loss, 1500), (optimus.loss, 9000))
-        )
-        sharp = [float(optimus.sharpening_loss(np.random.default_rng(0), step)) for step in (0, 9000)]
+        early, late, last = (float(optimus.loss(np.random.default_rng(0), step)) for step in (0, 1500, 9000))
     assert early != late == last
-    assert sharp[0] == sharp[1] != last
 
 
 def test_spreading_scales_the_latent_and_changes_no_sentence(optimus: OptimusLearner) -> None:

@@ -1,0 +1,250 @@
+"""``unibrain-rt fit``."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unibrain_rt.bundle import Bundle, phantom_folder
+from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
+from unibrain_rt.cli.options import engine_option, threads_option
+from unibrain_rt.engines import create_engine
+from unibrain_rt.errors import input_error
+from unibrain_rt.export.bundle_folder import (
+    add_subject,
+    check_free,
+    check_name,
+    check_subject,
+    copy_bundle,
+    new_folder,
+)
+from unibrain_rt.export.datasets.dataset import Dataset
+from unibrain_rt.export.datasets.folders import read_folder
+from unibrain_rt.export.datasets.nsd import read_nsd
+from unibrain_rt.export.fitting.subject_fit import CaptionsUsed, FitOptions, fit_dataset, write_fit
+from unibrain_rt.export.ridge import ALPHAS, FOLDS, Calibration, RidgeFit
+from unibrain_rt.subject import Subject
+
+_path = click.Path(path_type=Path)
+
+
+@click.command("fit", cls=JsonCommand, short_help="Fit a subject from scans, stimuli and captions.")
+@click.option("--bundle", type=_path, help="Bundle whose encoders are used.  [default: the shipped phantom]")
+@click.option("--subject", required=True, help="The subject's name; with --nsd it ends with NSD's number.")
+@click.option(
+    "--nsd", type=_path, help="Folder of NSD, or of a phantom's recording: fit on what is not shared."
+)
+@click.option(
+    "--coco", type=_path, help="With --nsd: COCO's captions.  [default: annotations in that folder]"
+)
+@click.option("--single-trials", is_flag=True, help="With --nsd: do not average a stimulus' trials.")
+@click.option("--scans", type=_path, help="Betas: .npy (scans, voxels), or NIfTI with --mask.")
+@click.option("--images", type=_path, help="With --scans: folder of pictures, sorted as the scans.")
+@click.option(
+    "--captions", type=_path, help="With --scans: JSON by picture or by scan, or text, a line a scan."
+)
+@click.option("--mask", type=_path, help="With --scans: NIfTI, above 0 where the voxels lie.")
+@click.option("--rois", type=_path, help="With --mask: folder of region files named as in NSD.")
+@click.option("--out", type=_path, help="Leave the bundle as it is, and write a copy with the subject here.")
+@click.option("--overwrite", is_flag=True, help="Replace the subject, or with --out the folder.")
+@click.option(
+    "--alpha",
+    "alphas",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    help=f"Ridge penalty; repeat it to choose among several.  [default: {ALPHAS[0]:g} to {ALPHAS[-1]:g}]",
+)
+@click.option(
+    "--folds", type=click.IntRange(2), default=FOLDS, show_default=True, help="Of cross-validation."
+)
+@click.option(
+    "--calibration",
+    type=click.Choice(["variance", "none"]),
+    default="variance",
+    show_default=True,
+    help="Whether predictions get the targets' own spread, as held-out scans tell it.",
+)
+@click.option(
+    "--captions-used",
+    type=click.Choice(["first", "mean"]),
+    default="first",
+    show_default=True,
+    help="Text targets: of a stimulus' first caption, or their mean over all.",
+)
+@click.option(
+    "--fidelity",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.999,
+    show_default=True,
+    help="Share of the predictions' variance that the stored factors keep.",
+)
+@click.option("--exact", is_flag=True, help="Store whole weight matrices instead of factors.")
+@engine_option
+@threads_option
+@json_option("what was fitted")
+def command(
+    bundle: Path | None,
+    subject: str,
+    nsd: Path | None,
+    coco: Path | None,
+    single_trials: bool,
+    scans: Path | None,
+    images: Path | None,
+    captions: Path | None,
+    mask: Path | None,
+    rois: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    alphas: tuple[float, ...],
+    folds: int,
+    calibration: Calibration,
+    captions_used: CaptionsUsed,
+    fidelity: float,
+    exact: bool,
+    engine: str,
+    threads: int | None,
+    json_file: str | None,
+) -> None:
+    """Learn to decode a subject's scans: four ridge heads, from betas to the bundle's latents and contexts.
+
+    What was shown and said is encoded by the bundle's own encoders. Each head's penalty is chosen by
+    cross-validation. The data are NSD's folders (--nsd), or plain files (--scans, --images, --captions).
+    """
+    files = {"--images": images, "--captions": captions, "--mask": mask, "--rois": rois}
+    if (nsd is None) == (scans is None):
+        raise click.UsageError("Give either --nsd, or --scans with --images and --captions.")
+    if nsd is not None and (given := [name for name, value in files.items() if value is not None]):
+        raise click.UsageError(f"{given[0]} goes with --scans: NSD's folders hold their own.")
+    if scans is not None and (images is None or captions is None):
+        raise click.UsageError("--scans needs --images and --captions: what was shown, and what it shows.")
+    if scans is not None and (coco is not None or single_trials):
+        raise click.UsageError("--coco and --single-trials go with --nsd.")
+    if not all(math.isfinite(alpha) for alpha in alphas):
+        raise click.UsageError("--alpha is a finite number above 0.")
+
+    watch = Watch()
+    opened = Bundle.open(bundle)
+    _check_target(opened, subject, bundle, out, overwrite)
+    inputs = [path for path in (scans, captions, mask) if path is not None]
+    report = JsonReport(json_file, bundle=opened.folder, inputs=inputs)
+    options = FitOptions(alphas or ALPHAS, folds, calibration, captions_used, fidelity, exact)
+    runner = create_engine(engine, threads)
+    if nsd is not None:
+        dataset = read_nsd(nsd, subject, average=not single_trials, coco=coco, report=watch.say)
+    else:
+        assert scans is not None
+        assert images is not None
+        assert captions is not None
+        dataset = read_folder(subject, scans, images, captions, mask=mask, rois=rois)
+    watch.lap("read")
+    fits = fit_dataset(opened, runner, dataset, options, watch.say)
+    watch.lap("fit")
+    watch.say("writing the subject")
+    write = partial(write_fit, dataset=dataset, fits=fits, options=options)
+    if out is None:
+        add_subject(opened.folder, write, subject, overwrite=overwrite)
+    else:
+        with new_folder(out, overwrite=overwrite) as folder:
+            copy_bundle(opened.folder, folder)
+            add_subject(folder, write, subject, overwrite=True)
+    watch.lap("write")
+    target = out or opened.folder
+    record = describe(
+        target, Subject.open(target / "subjects" / subject), dataset, fits, options, watch.seconds
+    )
+    if not report.on_stdout:
+        _print(record)
+    report.add(record)
+    report.close()
+
+
+class Watch:
+    """Tells on stderr what is being done and since when, and keeps the seconds of each part."""
+
+    def __init__(self) -> None:
+        self._start = self._lap = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def say(self, what: str) -> None:
+        click.echo(f"{what:<52} {time.monotonic() - self._start:6.0f} s", err=True)
+
+    def lap(self, part: str) -> None:
+        now = time.monotonic()
+        self.seconds[part] = round(now - self._lap, 3)
+        self.seconds["all"] = round(now - self._start, 3)
+        self._lap = now
+
+
+def describe(
+    folder: Path,
+    subject: Subject,
+    dataset: Dataset,
+    fits: Mapping[str, RidgeFit],
+    options: FitOptions,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """What the command prints, as JSON has it."""
+    return {
+        "bundle": str(folder),
+        "subject": subject.name,
+        "scans": dataset.scans,
+        "trials": int(dataset.repeats.sum()),
+        "voxels": dataset.voxels,
+        "rois": {region: int(inside.sum()) for region, inside in subject.rois().items()},
+        "folds": options.folds,
+        "calibration": options.calibration,
+        "captions_used": options.captions_used,
+        "heads": {
+            name: {
+                "shape": list(head.shape),
+                "held_out_correlation": head.held_out_correlation,
+                "alpha": head.alpha,
+                "rank": head.rank,
+                "fidelity": head.fidelity,
+                "alphas": dict(
+                    zip((f"{alpha:g}" for alpha in fits[name].alphas), fits[name].alpha_scores, strict=True)
+                ),
+            }
+            for name, head in subject.heads.items()
+        },
+        "seconds": dict(seconds),
+    }
+
+
+def _check_target(
+    bundle: Bundle, subject: str, named: Path | None, out: Path | None, overwrite: bool
+) -> None:
+    """Raise now what would be raised after minutes."""
+    target = os.path.realpath(out or bundle.folder)
+    if out is None and named is None:
+        raise click.UsageError("Give --out for a copy of the phantom with the subject, or name a --bundle.")
+    if target == os.path.realpath(phantom_folder()):
+        raise input_error(target, "the shipped phantom is never changed: make a copy elsewhere with --out")
+    if out is None:
+        check_subject(bundle.folder, subject, overwrite=overwrite)
+        return
+    check_name(subject)
+    if Path(target).is_relative_to(os.path.realpath(bundle.folder)):
+        raise input_error(out, "lies in the bundle that is copied: write elsewhere with --out")
+    check_free(out, overwrite=overwrite)
+
+
+def _print(record: Mapping[str, Any]) -> None:
+    row = "{:<15} {:>16} {:>9} {:>20} {:>6} {:>9}"
+    click.echo(row.format("head", "shape", "alpha", "held-out correlation", "rank", "fidelity").rstrip())
+    for name, head in record["heads"].items():
+        shape = " x ".join(map(str, head["shape"]))
+        rank = "exact" if head["rank"] is None else head["rank"]
+        correlation, fidelity = (f"{head[key]:.4f}" for key in ("held_out_correlation", "fidelity"))
+        click.echo(row.format(name, shape, f"{head['alpha']:g}", correlation, rank, fidelity))
+    click.echo(
+        f"{record['bundle']}: {record['subject']} fitted on {record['scans']:,} scans of {record['voxels']:,} "
+        f"voxels in {record['seconds']['all']:.0f} s"
+    )

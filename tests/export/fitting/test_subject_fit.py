@@ -1,0 +1,160 @@
+"""From a dataset to a subject: the targets are the encoders', the ridge is scikit-learn's, the bytes are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unibrain_rt.bundle import Bundle
+from unibrain_rt.engines import Engine, create_engine
+from unibrain_rt.errors import InputError
+from unibrain_rt.export.datasets.dataset import Dataset
+from unibrain_rt.export.datasets.nsd import read_nsd
+from unibrain_rt.export.fitting import subject_fit
+from unibrain_rt.export.fitting.subject_fit import FitOptions, encode_dataset, fit_dataset, write_fit
+from unibrain_rt.export.targets import TargetEncoder, encode_targets
+from unibrain_rt.subject import HEADS, Subject
+
+ALPHA = 300.0
+
+
+@pytest.fixture(scope="module")
+def bundle(phantom_bundle: Path) -> Bundle:
+    return Bundle.open(phantom_bundle)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return create_engine()
+
+
+@pytest.fixture(scope="module")
+def trials(recording: Path) -> Dataset:
+    """Ninety single trials of 30 stimuli."""
+    every = read_nsd(recording, "sub-07", average=False)
+    wanted = np.unique(every.groups)[:30]
+    return every.select(np.flatnonzero(np.isin(every.groups, wanted)))
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle: Bundle, engine: Engine) -> TargetEncoder:
+    return TargetEncoder(bundle, engine)
+
+
+def test_every_trial_gets_the_targets_of_its_stimulus(
+    bundle: Bundle, engine: Engine, encoder: TargetEncoder, trials: Dataset
+) -> None:
+    found = encode_dataset(encoder, trials)
+    said = [phrasings[0] for phrasings in trials.captions]
+    expected = encode_targets(bundle, engine, trials.stimuli.images(64), said)
+    for head in HEADS:
+        assert found[head].shape == expected[head].shape
+        scale = np.abs(expected[head]).max()
+        np.testing.assert_allclose(found[head], expected[head], atol=2e-3 * scale)
+    # Not one stimulus' targets for another's: the nearest of the expected ones is its own stimulus'.
+    flat, other = (values["text_context"].reshape(90, -1) for values in (found, expected))
+    nearest = np.square(flat[:, None] - other[None]).sum(axis=2).argmin(axis=1)
+    assert [trials.captions[row][0] for row in nearest] == said
+
+
+def test_text_targets_may_be_means_over_captions(encoder: TargetEncoder, trials: Dataset) -> None:
+    few = trials.select(np.arange(4))
+    mean = encode_dataset(encoder, few, "mean")
+    each = [
+        encode_dataset(
+            encoder, Dataset(**{**vars(few), "captions": tuple((said[k],) for said in few.captions)})
+        )
+        for k in range(5)
+    ]
+    for head in ("text_latent", "text_context"):
+        expected = np.mean([found[head] for found in each], axis=0)
+        np.testing.assert_allclose(mean[head], expected, rtol=1e-3, atol=1e-4)
+        assert np.abs(mean[head] - each[0][head]).max() > 0.01
+    np.testing.assert_array_equal(mean["image_latent"], each[0]["image_latent"])
+
+
+def test_targets_that_memory_has_no_room_for_lie_on_disk(
+    encoder: TargetEncoder,
+    trials: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: Bundle,
+    engine: Engine,
+) -> None:
+    few = trials.select(np.arange(40))
+    mapped = encode_dataset(encoder, few, folder=tmp_path)
+    assert all(isinstance(values, np.memmap) for values in mapped.values())
+    options = FitOptions((ALPHA,), folds=3)
+    in_memory = fit_dataset(bundle, engine, few, options)
+    monkeypatch.setattr(subject_fit, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(subject_fit.tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    on_disk = fit_dataset(bundle, engine, few, options)
+    assert not list((tmp_path / "tmp").iterdir())
+    for head in HEADS:
+        np.testing.assert_array_equal(on_disk[head].weight, in_memory[head].weight)
+
+
+def test_the_ridge_is_that_of_scikit_learn(
+    bundle: Bundle, engine: Engine, encoder: TargetEncoder, recording: Path, tmp_path: Path
+) -> None:
+    """Predictions before calibration, of scans not fitted on, as Ridge has them on z-scored voxels."""
+    ridge = pytest.importorskip("sklearn.linear_model").Ridge
+    train = read_nsd(recording, "sub-07").select(np.arange(128))
+    test = read_nsd(recording, "sub-07", "test")
+    options = FitOptions((ALPHA,), folds=4, calibration="none", exact=True)
+    write_fit(tmp_path / "sub-07", train, fit_dataset(bundle, engine, train, options), options)
+    found = Subject.open(tmp_path / "sub-07").predict(test.betas)
+
+    targets = encode_dataset(encoder, train)
+    betas, unseen = (data.betas.astype(np.float64) for data in (train, test))
+    mean, std = betas.mean(axis=0), betas.std(axis=0, ddof=1)
+    for head in HEADS:
+        y = targets[head].reshape(128, -1).astype(np.float64)
+        expected = ridge(ALPHA).fit((betas - mean) / std, y).predict((unseen - mean) / std)
+        error = np.linalg.norm(found[head].reshape(len(unseen), -1) - expected) / np.linalg.norm(expected)
+        change = np.linalg.norm(expected - y.mean(axis=0)) / np.linalg.norm(expected)
+        assert error < 1e-4 * change, head
+
+
+def test_a_stimulus_is_never_trained_on_and_tested_on(
+    bundle: Bundle, engine: Engine, trials: Dataset
+) -> None:
+    """With its trials in several folds, 30 stimuli would be recognised; kept together, they are hard to predict."""
+    options = FitOptions((ALPHA,), folds=10)
+    together = fit_dataset(bundle, engine, trials, options)
+    scattered = Dataset(**{**vars(trials), "groups": np.arange(trials.scans)})
+    leaked = fit_dataset(bundle, engine, scattered, options)
+    for head in HEADS:
+        assert together[head].mean_correlation < leaked[head].mean_correlation - 0.1
+
+
+def test_what_a_written_subject_holds(
+    bundle: Bundle, engine: Engine, trials: Dataset, tmp_path: Path
+) -> None:
+    options = FitOptions((ALPHA, 3000.0), folds=3, captions_used="first", fidelity=0.9)
+    write_fit(tmp_path / "sub-07", trials, fit_dataset(bundle, engine, trials, options), options)
+    subject = Subject.open(tmp_path / "sub-07")
+    assert (subject.name, subject.voxels, subject.beta_scale) == ("sub-07", trials.voxels, 1 / 300)
+    assert subject.fitted_on == {
+        "scans": 90,
+        "stimuli": 30,
+        "trials": 90,
+        "folds": 3,
+        "calibration": "variance",
+        "captions_used": "first",
+    }
+    np.testing.assert_array_equal(subject.voxel_space.mask, trials.mask)
+    rois = subject.rois()
+    assert set(rois) == set(trials.rois)
+    for region, inside in trials.rois.items():
+        np.testing.assert_array_equal(rois[region], inside)
+    assert all(0.9 <= (head.fidelity or 0) <= 1 for head in subject.heads.values())
+
+
+def test_betas_that_say_nothing_are_refused(bundle: Bundle, engine: Engine, trials: Dataset) -> None:
+    silent = Dataset(**{**vars(trials), "betas": np.zeros_like(trials.betas)})
+    with pytest.raises(InputError, match="every voxel is constant"):
+        fit_dataset(bundle, engine, silent.select(np.arange(6)), FitOptions(folds=2))
