@@ -6,21 +6,33 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from unibrain_rt import __version__
 
-# name → (module, one-line help). The export commands' modules need torch; only their names are known here.
+# name → (module, one-line help). The export commands' modules need more libraries; only their names are known here.
 COMMANDS = {
     "decode": ("unibrain_rt.cli.decode", "Decode scans into images and captions."),
     "info": ("unibrain_rt.cli.info", "Show what a bundle holds."),
     "verify": ("unibrain_rt.cli.verify", "Compare a bundle's graphs with recorded reference outputs."),
     "export": ("unibrain_rt.export.cli", "Turn a published checkpoint into a bundle."),
+    "fit": ("unibrain_rt.export.fitting.cli", "Fit a subject from scans, stimuli and captions."),
+    "evaluate": ("unibrain_rt.export.evaluation.cli", "Score decodes of test scans and write a report."),
+    "export-features": (
+        "unibrain_rt.export.evaluation.features_cli",
+        "Turn a judge's weights into a feature network.",
+    ),
     "phantom": ("unibrain_rt.export.phantom.cli", "Train the phantom and make its bundle."),
 }
-_EXTRAS = {"export": "export", "phantom": "export"}
+_EXTRAS = {
+    "export": "export",
+    "fit": "export",
+    "evaluate": "export",
+    "export-features": "export",
+    "phantom": "export",
+}
 
 
 class LazyGroup(click.Group):
@@ -35,11 +47,7 @@ class LazyGroup(click.Group):
         try:
             module = import_module(COMMANDS[cmd_name][0])
         except ModuleNotFoundError as error:
-            extra = _EXTRAS.get(cmd_name)
-            if extra is None or (error.name or "").startswith("unibrain_rt"):
-                raise
-            problem = f"{cmd_name} needs {error.name}, which is not installed"
-            raise click.ClickException(f'{problem}; run: pip install "unibrain-rt[{extra}]"') from error
+            _raise_not_installed(cmd_name, error)
         command: click.Command = module.command
         return command
 
@@ -48,10 +56,21 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise click.Abort from error  # click would print an empty line first
+        except ModuleNotFoundError as error:  # of a command that loads what is large only when it runs
+            _raise_not_installed(ctx.invoked_subcommand, error)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _raise_not_installed(command: str | None, error: ModuleNotFoundError) -> NoReturn:
+    """Say what to install for a command; raise the error itself where that is not what is wrong."""
+    extra = _EXTRAS.get(command or "")
+    if extra is None or (error.name or "").startswith("unibrain_rt"):
+        raise error
+    problem = f"{command} needs {error.name}, which is not installed"
+    raise click.ClickException(f'{problem}; run: pip install "unibrain-rt[{extra}]"') from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,0 +1,1 @@
+"""How good decodes are: the field's measures with intervals, feature extractors, controls, and the report."""
