@@ -1,4 +1,4 @@
-"""``unibrain-rt phantom``: train the small world's models, and make the bundle that is shipped."""
+"""``unibrain-rt phantom``: train the small world's models, make the bundle that is shipped, and report on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import click
+
+from unibrain_rt.cli.options import engine_option
 
 
 @click.group("phantom", short_help="Train the phantom and make its bundle.")
@@ -21,24 +23,25 @@ def command() -> None:
 @click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all]")
 @click.option(
     "--stage",
-    type=click.Choice(["all", "autokl", "language", "decoder", "unet"]),
+    type=click.Choice(["all", "autokl", "clip", "optimus", "unet"]),
     default="all",
     show_default=True,
-    help="autokl and language may run side by side, then decoder and unet.",
+    help="autokl, clip and optimus may run side by side; then unet; all ends it.",
 )
 def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
     """Train AutoKL, CLIP, Optimus and the four-flow UNet from scratch.
 
-    Writes a checkpoint in the published layout. It can be stopped at any moment and started again; the
-    weights come out the same.
+    Writes a checkpoint in the published layout, and losses.png. It can be stopped at any moment and started
+    again; the weights come out the same.
     """
     import torch
 
-    from unibrain_rt.export.phantom.train import (
+    from unibrain_rt.export.phantom.learning.plot import plot_losses
+    from unibrain_rt.export.phantom.learning.recipe import (
         Recipe,
         train_autokl,
-        train_decoder,
-        train_language,
+        train_clip,
+        train_optimus,
         train_phantom,
         train_unet,
     )
@@ -54,11 +57,12 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
     stages = {
         "all": train_phantom,
         "autokl": train_autokl,
-        "language": train_language,
-        "decoder": train_decoder,
+        "clip": train_clip,
+        "optimus": train_optimus,
         "unet": train_unet,
     }
     stages[stage](out, Recipe(seed=seed), report)
+    click.echo(f"{plot_losses(out)}: the losses so far")
     if stage == "all":
         click.echo(f"{out}: checkpoint written; next: unibrain-rt phantom bundle {out} --out BUNDLE")
 
@@ -83,3 +87,119 @@ def bundle(checkpoint: Path, out: Path, examples: Path | None, overwrite: bool) 
     if examples is not None:
         write_examples(examples, Bundle.open(out).architecture["autokl"]["image_size"])
     click.echo(f"{out}: made in {time.monotonic() - start:.0f} s")
+
+
+@command.command("scan")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new recording.")
+@click.option("--subject", "subjects", multiple=True, help="Whom to scan; may be repeated.  [default: all]")
+@click.option(
+    "--scans",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Stimuli that each subject sees, three times each; a multiple of 250. A tenth are shown to all: the test set.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the recording if it exists.")
+def scan(out: Path, subjects: tuple[str, ...], scans: int, overwrite: bool) -> None:
+    """Scan the phantom's subjects and write pictures, captions and betas in NSD's own folders.
+
+    What is written is read like NSD: unibrain-rt fit --nsd OUT --subject sub-01 --out BUNDLE.
+    """
+    from unibrain_rt.export.phantom.people import SUBJECTS
+    from unibrain_rt.export.phantom.recording import record
+
+    start = time.monotonic()
+
+    def report(what: str) -> None:
+        click.echo(f"{what:<44} {time.monotonic() - start:6.0f} s", err=True)
+
+    record(out, subjects or tuple(SUBJECTS), scans, overwrite=overwrite, report=report)
+    click.echo(f"{out}: recorded in {time.monotonic() - start:.0f} s")
+
+
+@command.command("judge")
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of its training; resumed if it exists.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for judge.onnx and judge.json."
+)
+@click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all]")
+def judge(run: Path, out: Path, threads: int | None) -> None:
+    """Train the judge, a feature network apart from everything the decoder uses, for `report` and `evaluate`."""
+    import torch
+
+    from unibrain_rt.export.phantom.learning.judge import train_judge, write_judge
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    start = time.monotonic()
+
+    def report(name: str, step: int, steps: int, loss: float) -> None:
+        line = f"{name:<12} {step:>6} / {steps}   loss {loss:.4f}   {time.monotonic() - start:7.0f} s"
+        click.echo(f"\r{line}", nl=step == steps, err=True)
+
+    click.echo(f"{write_judge(out, train_judge(run, report).judge)}: written")
+
+
+@command.command("report")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Bundle folder.  [default: the shipped phantom]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("phantom-report"),
+    show_default=True,
+    help="Folder for report.html, .md, .json and examples.png.",
+)
+@click.option(
+    "--scans",
+    type=click.IntRange(10, 2000),
+    default=200,
+    show_default=True,
+    help="Held-out scans of each subject.",
+)
+@click.option("--preset", default="paper", show_default=True, help="Sampling preset of the bundle.")
+@click.option(
+    "--judge",
+    type=click.Path(path_type=Path),
+    help="Feature network's JSON file.  [default: the shipped one]",
+)
+@engine_option
+@click.option("--workers", type=click.IntRange(1), help="Decoding processes.  [default: one a core]")
+@click.option("--overwrite", is_flag=True, help="Replace a report that is there.")
+def report(
+    bundle: Path | None,
+    out: Path,
+    scans: int,
+    preset: str,
+    judge: Path | None,
+    engine: str,
+    workers: int | None,
+    overwrite: bool,
+) -> None:
+    """Run every experiment of the paper on the phantom and write one page about them.
+
+    Held-out scans of every subject, both ablations beside the paper's own, regions active and silenced,
+    agreement of subjects, and controls, each with numbers of scans and 95 % intervals.
+    """
+    from unibrain_rt.export.evaluation.report import check_report, write_report
+    from unibrain_rt.export.phantom.reporting.report import run
+    from unibrain_rt.outputs import write_png
+
+    start = time.monotonic()
+
+    def say(what: str) -> None:
+        click.echo(f"{what:<52} {time.monotonic() - start:6.0f} s", err=True)
+
+    check_report(out, overwrite=overwrite)
+    page, sheet = run(
+        bundle, scans=scans, preset=preset, engine=engine, workers=workers, judge=judge, say=say
+    )
+    write_report(out, page, overwrite=overwrite)
+    write_png(out / "examples.png", sheet)
+    click.echo(f"{out / 'report.html'}: written in {time.monotonic() - start:.0f} s")

@@ -1,0 +1,1 @@
+"""Every experiment of the paper on the phantom, and the page that shows what came out."""
