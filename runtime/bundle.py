@@ -168,6 +168,8 @@ class Bundle:
         for name, array in zip(UNCONDITIONAL, (image, text), strict=True):
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise BundleError(f"{path}: {name} is not finite float32; export the bundle again")
+            if array.ndim != 3 or len(array) != 1:
+                raise BundleError(f"{path}: {name} is {array.shape}, not (1, L, D); export the bundle again")
         return image, text
 
     def fingerprint(self) -> str:

@@ -63,7 +63,10 @@ class VariantDecoder:
         decoder = self._variants[variant]
         predictions = decoder.predict(request.voxels)
         if variant.denoised:
-            decoder.guide(predictions)
+            # A context of weight 0 still costs a rounding: it is not given at all.
+            used = {"image_context": variant.image_context, "text_context": variant.text_context}
+            nothing = decoder.unconditional
+            decoder.guide({name: (predictions if use else nothing)[name] for name, use in used.items()})
 
         def latent(flow: Flow, head: str) -> Float:
             if not variant.denoised:

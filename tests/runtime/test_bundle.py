@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,16 @@ def test_the_shipped_bundle_is_the_default(phantom_bundle: Path) -> None:
     bundle = Bundle.open()
     assert bundle.folder.samefile(phantom_bundle)
     assert bundle.has_captions
-    assert len(bundle.subjects) == 1
+    assert len(bundle.subjects) == 4
+    assert bundle.subject().folder.name == bundle.default_subject == "sub-01"
+
+
+def test_without_a_default_one_of_several_subjects_has_to_be_chosen() -> None:
+    bundle = replace(Bundle.open(verify=False), default_subject=None)
+    with pytest.raises(InputError, match="choose a subject with --subject: sub-01, "):
+        bundle.subject()
+    # A default that is being replaced is none; one that is left needs no choice.
+    assert replace(bundle, subjects=("sub-02",), default_subject="sub-01").subject().folder.name == "sub-02"
 
 
 def test_the_fingerprint_is_that_of_the_contents(tiny: Any, tiny_bundle: Path, tiny_template: Path) -> None:

@@ -54,7 +54,11 @@ def run(
     start = time.monotonic()
     bundle = Bundle.open(folder)
     bundle.preset(preset)
-    names = [name for name in SUBJECTS if name in bundle.subjects]
+    names = [
+        name
+        for name, person in SUBJECTS.items()
+        if name in bundle.subjects and bundle.subject(name).voxels == person.voxels
+    ]
     if not names or not bundle.has_captions:
         problem = "no phantom: it needs captions and one of the subjects " + ", ".join(SUBJECTS)
         raise InputError(f"{bundle.folder}: {problem}; make one with unibrain-rt phantom bundle")

@@ -180,7 +180,7 @@ def test_the_shipped_bundle_is_the_default(cli: Run, phantom_bundle: Path) -> No
     assert (done.code, done.err) == (0, "")
     found = json.loads(done.out)
     assert found["captions"] is True
-    assert len(found["subjects"]) == 1
+    assert len(found["subjects"]) == 4
     assert Path(found["bundle"]).samefile(phantom_bundle)
 
 
