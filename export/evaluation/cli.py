@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,10 @@ from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import engine_option
 from unibrain_rt.engines import create_engine
 from unibrain_rt.errors import input_error
+from unibrain_rt.export.datasets.options import DataFiles, data_options
+from unibrain_rt.export.progress import Watch
 
 if TYPE_CHECKING:
-    from unibrain_rt.export.datasets.dataset import Dataset
     from unibrain_rt.export.evaluation.evaluator import Condition, Evaluator
 
 _path = click.Path(path_type=Path)
@@ -25,19 +25,7 @@ _path = click.Path(path_type=Path)
 @click.command("evaluate", cls=JsonCommand, short_help="Score decodes of test scans and write a report.")
 @click.option("--bundle", type=_path, help="Bundle folder.  [default: the shipped phantom]")
 @click.option("--subject", help="Whose scans these are.  [default: the bundle's only subject]")
-@click.option(
-    "--nsd", type=_path, help="Folder of NSD, or of a phantom's recording: the shared stimuli's scans."
-)
-@click.option(
-    "--coco", type=_path, help="With --nsd: COCO's captions.  [default: annotations in that folder]"
-)
-@click.option("--scans", type=_path, help="Test scans: .npy (scans, voxels), or NIfTI with --mask.")
-@click.option("--images", type=_path, help="With --scans: folder of pictures, sorted as the scans.")
-@click.option(
-    "--captions", type=_path, help="With --scans: JSON by picture or by scan, or text, a line a scan."
-)
-@click.option("--mask", type=_path, help="With --scans: NIfTI, above 0 where the voxels lie.")
-@click.option("--rois", type=_path, help="With --mask: folder of region files named as in NSD.")
+@data_options(nsd="the shared stimuli's scans.", scans="Test scans")
 @click.option("--kinds", type=_path, help="What kind of thing each scan shows, written as --captions are.")
 @click.option("--preset", default="paper", show_default=True, help="Sampling preset of the bundle.")
 @engine_option
@@ -62,13 +50,7 @@ _path = click.Path(path_type=Path)
 def command(
     bundle: Path | None,
     subject: str | None,
-    nsd: Path | None,
-    coco: Path | None,
-    scans: Path | None,
-    images: Path | None,
-    captions: Path | None,
-    mask: Path | None,
-    rois: Path | None,
+    data: DataFiles,
     kinds: Path | None,
     preset: str,
     engine: str,
@@ -87,14 +69,8 @@ def command(
     The data are NSD's folders (--nsd), or plain files (--scans, --images, --captions). The report holds every
     measure with its interval, the best, median and worst decodes, and controls: scans that say nothing.
     """
-    files = {"--images": images, "--captions": captions, "--mask": mask, "--rois": rois}
-    if (nsd is None) == (scans is None):
-        raise click.UsageError("Give either --nsd, or --scans with --images and --captions.")
-    if nsd is not None and (given := [name for name, value in files.items() if value is not None]):
-        raise click.UsageError(f"{given[0]} goes with --scans: NSD's folders hold their own.")
-    if scans is not None and (images is None or captions is None):
-        raise click.UsageError("--scans needs --images and --captions: what was shown, and what it shows.")
-    if scans is not None and coco is not None:
+    data.check()
+    if data.scans is not None and data.coco is not None:
         raise click.UsageError("--coco goes with --nsd.")
 
     # Only now: what measures captions takes seconds to load, and --help should not.
@@ -103,29 +79,25 @@ def command(
     from unibrain_rt.export.evaluation.features import open_extractors
     from unibrain_rt.export.evaluation.report import HTML, MARKDOWN, RECORD, Page, check_report, write_report
 
-    start = time.monotonic()
-
-    def say(what: str) -> None:
-        click.echo(f"{what:<52} {time.monotonic() - start:6.0f} s", err=True)
-
+    watch = Watch()
     opened = Bundle.open(bundle)
     opened.preset(preset)
     chosen = opened.subject(subject)
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(opened.folder)):
         raise input_error(out, "lies in the bundle, which is only read: choose another --out")
     check_report(out, overwrite=overwrite)
-    inputs = [path for path in (scans, captions, mask, kinds, *features) if path is not None]
+    others = [] if kinds is None else [kinds]
     outputs = [out / name for name in (HTML, MARKDOWN, RECORD)]
-    report = JsonReport(json_file, bundle=opened.folder, inputs=(*inputs, *outputs))
+    report = JsonReport(json_file, bundle=opened.folder, inputs=(*data.inputs, *others, *features, *outputs))
     runner = create_engine(engine)
     extractors = open_extractors(opened, features, runner)
-    dataset = _read(chosen.name, nsd, coco, scans, images, captions, mask, rois, say)
+    dataset = data.read(chosen.name, "test", watch.say)
     labels = None if kinds is None else _labels(kinds, dataset.scans)
     if limit is not None:
         dataset = dataset.select(slice(limit))
         labels = None if labels is None else labels[:limit]
     evaluator = Evaluator(
-        opened, chosen, dataset, runner, extractors, preset=preset, seed=seed, workers=workers, say=say
+        opened, chosen, dataset, runner, extractors, preset=preset, seed=seed, workers=workers, say=watch.say
     )
     asked = {
         "controls": evaluator.controls(),
@@ -145,7 +117,7 @@ def command(
     }
 
     full = conditions[DECODED]
-    parts = [sections.examples(evaluator, full), sections.scores(full, published=nsd is not None)]
+    parts = [sections.examples(evaluator, full), sections.scores(full, published=data.nsd is not None)]
     if labels is not None:
         parts.append(sections.kinds(full, labels))
     parts.append(sections.controls(full, found["controls"]))
@@ -153,39 +125,16 @@ def command(
         parts.append(sections.ablations(full, found["ablations"]))
     if regions:
         parts.append(sections.regions(full, active, found["silenced"]))
-    parts.append(sections.method(evaluator, full, time.monotonic() - start))
+    parts.append(sections.method(evaluator, full, watch.elapsed))
 
     page = Page(f"{chosen.name}: {dataset.scans} test scans decoded", tuple(parts))
-    data = {**_about(evaluator), "conditions": _records(conditions, items=True)}
-    write_report(out, page, data={"evaluation": data}, overwrite=overwrite)
+    whole = {**_about(evaluator), "conditions": _records(conditions, items=True)}
+    write_report(out, page, data={"evaluation": whole}, overwrite=overwrite)
     report.add({**_about(evaluator), "conditions": _records(conditions), "report": str(out / HTML)})
     if not report.on_stdout:
         _print(conditions)
-        click.echo(f"{out / HTML}: written in {time.monotonic() - start:.0f} s")
+        click.echo(f"{out / HTML}: written in {watch.elapsed:.0f} s")
     report.close()
-
-
-def _read(
-    name: str,
-    nsd: Path | None,
-    coco: Path | None,
-    scans: Path | None,
-    images: Path | None,
-    captions: Path | None,
-    mask: Path | None,
-    rois: Path | None,
-    say: Any,
-) -> Dataset:
-    if nsd is not None:
-        from unibrain_rt.export.datasets.nsd import read_nsd
-
-        return read_nsd(nsd, name, "test", coco=coco, report=say)
-    from unibrain_rt.export.datasets.folders import read_folder
-
-    assert scans is not None
-    assert images is not None
-    assert captions is not None
-    return read_folder(name, scans, images, captions, mask=mask, rois=rois)
 
 
 def _labels(path: Path, scans: int) -> list[str]:

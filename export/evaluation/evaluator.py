@@ -21,6 +21,7 @@ from unibrain_rt.export.evaluation.images import SIDE
 from unibrain_rt.export.evaluation.regions import active, lesioned, natural_strength
 from unibrain_rt.export.evaluation.scores import CaptionJudge, ImageJudge, Scores
 from unibrain_rt.export.evaluation.variants import FULL, VARIANTS, Variant
+from unibrain_rt.export.progress import by_shares
 from unibrain_rt.subject import Subject
 
 FEWEST = 3  # scans: of two, identification says next to nothing, and best, median and worst are none
@@ -144,14 +145,6 @@ class Evaluator:
 
     def decode(self, plans: Plans) -> dict[str, list[Decoded]]:
         """Decode all plans at once, with a line about every tenth of the way."""
-        told = 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal told
-            if done == total or done - told >= total / 10:
-                told = done
-                self._say(f"decoded {done:,} of {total:,} scans")
-
         decoded = decode_all(
             self.bundle.folder,
             self.subject.name,
@@ -159,7 +152,7 @@ class Evaluator:
             preset=self.preset,
             engine=self.engine.name,
             workers=self.workers,
-            report=progress,
+            report=by_shares(lambda done, total: self._say(f"decoded {done:,} of {total:,} scans"), 10),
         )
         found, start = {}, 0
         for name, plan in plans.items():
@@ -172,7 +165,7 @@ class Evaluator:
         found = {}
         for name, each in decoded.items():
             self._say(f"measuring: {name}")
-            images = np.stack([one.image for one in each if one.image is not None])
+            images = np.stack([one.picture for one in each])
             captions = None
             if self._captions is not None:
                 captions = self._captions.score([one.caption or "" for one in each])

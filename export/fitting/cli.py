@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,9 @@ from unibrain_rt.export.bundle_folder import (
     new_folder,
 )
 from unibrain_rt.export.datasets.dataset import Dataset
-from unibrain_rt.export.datasets.folders import read_folder
-from unibrain_rt.export.datasets.nsd import read_nsd
+from unibrain_rt.export.datasets.options import DataFiles, data_options
 from unibrain_rt.export.fitting.subject_fit import CaptionsUsed, FitOptions, fit_dataset, write_fit
+from unibrain_rt.export.progress import Watch
 from unibrain_rt.export.ridge import ALPHAS, FOLDS, Calibration, RidgeFit
 from unibrain_rt.subject import Subject
 
@@ -38,20 +37,8 @@ _path = click.Path(path_type=Path)
 @click.command("fit", cls=JsonCommand, short_help="Fit a subject from scans, stimuli and captions.")
 @click.option("--bundle", type=_path, help="Bundle whose encoders are used.  [default: the shipped phantom]")
 @click.option("--subject", required=True, help="The subject's name; with --nsd it ends with NSD's number.")
-@click.option(
-    "--nsd", type=_path, help="Folder of NSD, or of a phantom's recording: fit on what is not shared."
-)
-@click.option(
-    "--coco", type=_path, help="With --nsd: COCO's captions.  [default: annotations in that folder]"
-)
+@data_options(nsd="fit on what is not shared.", scans="Betas")
 @click.option("--single-trials", is_flag=True, help="With --nsd: do not average a stimulus' trials.")
-@click.option("--scans", type=_path, help="Betas: .npy (scans, voxels), or NIfTI with --mask.")
-@click.option("--images", type=_path, help="With --scans: folder of pictures, sorted as the scans.")
-@click.option(
-    "--captions", type=_path, help="With --scans: JSON by picture or by scan, or text, a line a scan."
-)
-@click.option("--mask", type=_path, help="With --scans: NIfTI, above 0 where the voxels lie.")
-@click.option("--rois", type=_path, help="With --mask: folder of region files named as in NSD.")
 @click.option("--out", type=_path, help="Leave the bundle as it is, and write a copy with the subject here.")
 @click.option("--overwrite", is_flag=True, help="Replace the subject, or with --out the folder.")
 @click.option(
@@ -92,14 +79,8 @@ _path = click.Path(path_type=Path)
 def command(
     bundle: Path | None,
     subject: str,
-    nsd: Path | None,
-    coco: Path | None,
+    data: DataFiles,
     single_trials: bool,
-    scans: Path | None,
-    images: Path | None,
-    captions: Path | None,
-    mask: Path | None,
-    rois: Path | None,
     out: Path | None,
     overwrite: bool,
     alphas: tuple[float, ...],
@@ -117,14 +98,8 @@ def command(
     What was shown and said is encoded by the bundle's own encoders. Each head's penalty is chosen by
     cross-validation. The data are NSD's folders (--nsd), or plain files (--scans, --images, --captions).
     """
-    files = {"--images": images, "--captions": captions, "--mask": mask, "--rois": rois}
-    if (nsd is None) == (scans is None):
-        raise click.UsageError("Give either --nsd, or --scans with --images and --captions.")
-    if nsd is not None and (given := [name for name, value in files.items() if value is not None]):
-        raise click.UsageError(f"{given[0]} goes with --scans: NSD's folders hold their own.")
-    if scans is not None and (images is None or captions is None):
-        raise click.UsageError("--scans needs --images and --captions: what was shown, and what it shows.")
-    if scans is not None and (coco is not None or single_trials):
+    data.check()
+    if data.scans is not None and (data.coco is not None or single_trials):
         raise click.UsageError("--coco and --single-trials go with --nsd.")
     if not all(math.isfinite(alpha) for alpha in alphas):
         raise click.UsageError("--alpha is a finite number above 0.")
@@ -132,17 +107,10 @@ def command(
     watch = Watch()
     opened = Bundle.open(bundle)
     _check_target(opened, subject, bundle, out, overwrite)
-    inputs = [path for path in (scans, captions, mask) if path is not None]
-    report = JsonReport(json_file, bundle=opened.folder, inputs=inputs)
+    report = JsonReport(json_file, bundle=opened.folder, inputs=data.inputs)
     options = FitOptions(alphas or ALPHAS, folds, calibration, captions_used, fidelity, exact)
     runner = create_engine(engine, threads)
-    if nsd is not None:
-        dataset = read_nsd(nsd, subject, average=not single_trials, coco=coco, report=watch.say)
-    else:
-        assert scans is not None
-        assert images is not None
-        assert captions is not None
-        dataset = read_folder(subject, scans, images, captions, mask=mask, rois=rois)
+    dataset = data.read(subject, "train", watch.say, average=not single_trials)
     watch.lap("read")
     fits = fit_dataset(opened, runner, dataset, options, watch.say)
     watch.lap("fit")
@@ -163,23 +131,6 @@ def command(
         _print(record)
     report.add(record)
     report.close()
-
-
-class Watch:
-    """Tells on stderr what is being done and since when, and keeps the seconds of each part."""
-
-    def __init__(self) -> None:
-        self._start = self._lap = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def say(self, what: str) -> None:
-        click.echo(f"{what:<52} {time.monotonic() - self._start:6.0f} s", err=True)
-
-    def lap(self, part: str) -> None:
-        now = time.monotonic()
-        self.seconds[part] = round(now - self._lap, 3)
-        self.seconds["all"] = round(now - self._start, 3)
-        self._lap = now
 
 
 def describe(

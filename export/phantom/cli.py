@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
 
 from unibrain_rt.cli.options import engine_option
+from unibrain_rt.export.progress import Watch
 
 
 @click.group("phantom", short_help="Train the phantom and make its bundle.")
@@ -48,12 +48,6 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    start = time.monotonic()
-
-    def report(name: str, step: int, steps: int, loss: float) -> None:
-        line = f"{name:<12} {step:>6} / {steps}   loss {loss:.4f}   {time.monotonic() - start:7.0f} s"
-        click.echo(f"\r{line}", nl=step == steps, err=True)
-
     stages = {
         "all": train_phantom,
         "autokl": train_autokl,
@@ -61,7 +55,7 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
         "optimus": train_optimus,
         "unet": train_unet,
     }
-    stages[stage](out, Recipe(seed=seed), report)
+    stages[stage](out, Recipe(seed=seed), Watch().step)
     click.echo(f"{plot_losses(out)}: the losses so far")
     if stage == "all":
         click.echo(f"{out}: checkpoint written; next: unibrain-rt phantom bundle {out} --out BUNDLE")
@@ -78,15 +72,11 @@ def bundle(checkpoint: Path, out: Path, examples: Path | None, overwrite: bool) 
     from unibrain_rt.engines import create_engine
     from unibrain_rt.export.phantom.assemble import assemble, write_examples
 
-    start = time.monotonic()
-
-    def report(what: str) -> None:
-        click.echo(f"{what:<44} {time.monotonic() - start:6.0f} s", err=True)
-
-    assemble(checkpoint, out, create_engine(), report, overwrite)
+    watch = Watch()
+    assemble(checkpoint, out, create_engine(), watch.say, overwrite)
     if examples is not None:
         write_examples(examples, Bundle.open(out).architecture["autokl"]["image_size"])
-    click.echo(f"{out}: made in {time.monotonic() - start:.0f} s")
+    click.echo(f"{out}: made in {watch.elapsed:.0f} s")
 
 
 @command.command("scan")
@@ -108,13 +98,9 @@ def scan(out: Path, subjects: tuple[str, ...], scans: int, overwrite: bool) -> N
     from unibrain_rt.export.phantom.people import SUBJECTS
     from unibrain_rt.export.phantom.recording import record
 
-    start = time.monotonic()
-
-    def report(what: str) -> None:
-        click.echo(f"{what:<44} {time.monotonic() - start:6.0f} s", err=True)
-
-    record(out, subjects or tuple(SUBJECTS), scans, overwrite=overwrite, report=report)
-    click.echo(f"{out}: recorded in {time.monotonic() - start:.0f} s")
+    watch = Watch()
+    record(out, subjects or tuple(SUBJECTS), scans, overwrite=overwrite, report=watch.say)
+    click.echo(f"{out}: recorded in {watch.elapsed:.0f} s")
 
 
 @command.command("judge")
@@ -136,13 +122,7 @@ def judge(run: Path, out: Path, threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    start = time.monotonic()
-
-    def report(name: str, step: int, steps: int, loss: float) -> None:
-        line = f"{name:<12} {step:>6} / {steps}   loss {loss:.4f}   {time.monotonic() - start:7.0f} s"
-        click.echo(f"\r{line}", nl=step == steps, err=True)
-
-    click.echo(f"{write_judge(out, train_judge(run, report).judge)}: written")
+    click.echo(f"{write_judge(out, train_judge(run, Watch().step).judge)}: written")
 
 
 @command.command("report")
@@ -191,15 +171,11 @@ def report(
     from unibrain_rt.export.phantom.reporting.report import run
     from unibrain_rt.outputs import write_png
 
-    start = time.monotonic()
-
-    def say(what: str) -> None:
-        click.echo(f"{what:<52} {time.monotonic() - start:6.0f} s", err=True)
-
+    watch = Watch()
     check_report(out, overwrite=overwrite)
     page, sheet = run(
-        bundle, scans=scans, preset=preset, engine=engine, workers=workers, judge=judge, say=say
+        bundle, scans=scans, preset=preset, engine=engine, workers=workers, judge=judge, say=watch.say
     )
     write_report(out, page, overwrite=overwrite)
     write_png(out / "examples.png", sheet)
-    click.echo(f"{out / 'report.html'}: written in {time.monotonic() - start:.0f} s")
+    click.echo(f"{out / 'report.html'}: written in {watch.elapsed:.0f} s")

@@ -40,9 +40,8 @@ _REFERENCE_SEED = 31
 _KNOWN_SCENES = 400  # from which the judge learns what each kind looks like
 
 
-def full_decodes(lab: Laboratory, sessions: Sequence[Session]) -> dict[str, Result]:
+def full_decodes(lab: Laboratory, sessions: Sequence[Session], yardstick: Yardstick) -> dict[str, Result]:
     """Every held-out scan of every subject, as ``unibrain-rt decode`` does it, by the subject's name."""
-    yardstick = Yardstick(lab, sessions[0].shown, sessions[0].stimuli)
     return {
         session.name: yardstick.measure(
             lab.decode(session.name, session.name, [Request(scan) for scan in session.voxels])
@@ -51,9 +50,8 @@ def full_decodes(lab: Laboratory, sessions: Sequence[Session]) -> dict[str, Resu
     }
 
 
-def ablations(lab: Laboratory, session: Session, full: Result) -> dict[Variant, Result]:
+def ablations(lab: Laboratory, session: Session, full: Result, yardstick: Yardstick) -> dict[Variant, Result]:
     """Every variant of one subject's decodes."""
-    yardstick = Yardstick(lab, session.shown, session.stimuli)
     found = {FULL: full}
     for variant in VARIANTS:
         if variant is not FULL:
@@ -74,12 +72,11 @@ class Activation:
     kind_in_picture: Values  # (seeds,): 1 where the judge takes the picture for one of that kind
 
 
-def activations(lab: Laboratory, session: Session) -> list[Activation]:
+def activations(lab: Laboratory, session: Session, recogniser: KindRecogniser) -> list[Activation]:
     """Each category region active alone, ``ACTIVATIONS`` seeds of noise."""
     shown = scenes("validation", _REFERENCE_SCANS, _REFERENCE_SEED)
     size = session.stimuli.shape[1]
     reference = scans(session.brain, stimuli(shown, size), shown, _REFERENCE_SEED)
-    recogniser = KindRecogniser(lab.judge, size)
     every = regions(session.brain)
     strengths = {region: natural_strength(session.subject, every[region], reference) for region in PREFERRED}
     # All in one call: starting the workers takes as long as many decodes.

@@ -17,6 +17,7 @@ from unibrain_rt.export.phantom.people import held_out, subject_model
 from unibrain_rt.export.phantom.phrases import captions, colours_named, kinds_named
 from unibrain_rt.export.phantom.scenes import COLOURS, KINDS, Scene
 from unibrain_rt.export.phantom.subjects import SubjectModel
+from unibrain_rt.export.progress import by_shares
 from unibrain_rt.subject import Subject
 
 Values = NDArray[np.float64]
@@ -109,14 +110,6 @@ class Laboratory:
 
     def decode(self, what: str, subject: str, requests: Sequence[Request]) -> list[Decoded]:
         """Decode all, with a line about every quarter of the way."""
-        told = 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal told
-            if done == total or done - told >= total / 4:
-                told = done
-                self.say(f"{what}: {done} of {total}")
-
         return decode_all(
             self.bundle.folder,
             subject,
@@ -124,13 +117,13 @@ class Laboratory:
             preset=self.preset,
             engine=self.engine.name,
             workers=self.workers,
-            report=progress,
+            report=by_shares(lambda done, total: self.say(f"{what}: {done} of {total}"), 4),
         )
 
 
 def pictures_of(decoded: Sequence[Decoded]) -> NDArray[np.uint8]:
     """(N, S, S, 3)."""
-    return np.stack([one.image for one in decoded if one.image is not None])
+    return np.stack([one.picture for one in decoded])
 
 
 def captions_of(decoded: Sequence[Decoded]) -> list[str]:

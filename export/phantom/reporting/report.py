@@ -17,7 +17,7 @@ from unibrain_rt.export.evaluation.features import open_extractors
 from unibrain_rt.export.evaluation.report import Page, Section, Text
 from unibrain_rt.export.phantom.people import SUBJECTS
 from unibrain_rt.export.phantom.reporting import ablation_sections, experiments, region_sections, sections
-from unibrain_rt.export.phantom.reporting.laboratory import Laboratory
+from unibrain_rt.export.phantom.reporting.laboratory import Laboratory, Yardstick
 
 FEWEST_SCANS = 10
 
@@ -68,10 +68,12 @@ def run(
     say(f"scanning {', '.join(names)}: {scans} held-out scenes")
     sessions = [lab.session(name, scans) for name in names]
     first = sessions[0]
-    results = experiments.full_decodes(lab, sessions)
+    yardstick = Yardstick(lab, first.shown, first.stimuli)  # every subject sees the same scenes
+    results = experiments.full_decodes(lab, sessions, yardstick)
     full = results[first.name]
-    variants = experiments.ablations(lab, first, full)
-    active = [one for session in sessions for one in experiments.activations(lab, session)]
+    variants = experiments.ablations(lab, first, full, yardstick)
+    recogniser = experiments.KindRecogniser(lab.judge, first.stimuli.shape[1])
+    active = [one for session in sessions for one in experiments.activations(lab, session, recogniser)]
     rows, silenced = experiments.lesions(lab, first, full)
     controls = experiments.controls(lab, first)
     agreements = experiments.agreements(lab, results)
