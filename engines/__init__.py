@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from unibrain_rt.engines.base import Engine, GraphSpec, Session, TensorSpec
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.base import Call, Engine, GraphSpec, Program, Progress, Session, TensorSpec
+from unibrain_rt.engines.errors import EngineError, NotFiniteError
 
-__all__ = ["ENGINES", "Engine", "EngineError", "GraphSpec", "Session", "TensorSpec", "create_engine"]
+__all__ = [
+    "ENGINES",
+    "Call",
+    "Engine",
+    "EngineError",
+    "GraphSpec",
+    "NotFiniteError",
+    "Program",
+    "Progress",
+    "Session",
+    "TensorSpec",
+    "create_engine",
+]
 
 ENGINES = ("onnxruntime",)
 

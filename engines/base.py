@@ -1,15 +1,17 @@
 """The interface every back end implements: graphs become sessions with fixed shapes and fixed buffers.
 
-An ``Engine`` checks and opens, a ``Session`` runs. Everything a run needs is bound when a session is opened,
-so that running allocates nothing. Public methods check their arguments; the ``_…_impl`` hooks of a back end
-do the work.
+An ``Engine`` checks and opens, a ``Session`` runs, and a ``Program`` runs several sessions one after another,
+many times each, with nothing computed on the host between. Everything a run needs is bound when a session is
+opened, so that running allocates nothing. Public methods check their arguments; the ``_…_impl`` hooks of a
+back end do the work.
 """
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from unibrain_rt.engines.errors import EngineError
 
 Array = NDArray[Any]
+Progress = Callable[[int], None]
+"""Called with the number of counted runs just done."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,20 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph file and its tensors. ``feedback`` maps an output to the input it becomes on the next run."""
+    """A graph file and its tensors.
+
+    ``feedback`` maps an output to the input it becomes on the next run. ``files`` is the SHA-256 of the file and of
+    every file of weights that it names, by file name. ``fallback`` is a graph of the same tensors that computes in
+    fp32, for where this one's numbers leave the range of its type.
+    """
 
     name: str
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     feedback: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    fallback: Path | None = None
 
     def tensor(self, name: str) -> TensorSpec:
         """The input or output called ``name``; EngineError if there is none."""
@@ -89,6 +100,12 @@ class Session(ABC):
         """
         return self._read_impl(self.graph.tensor(name).name)
 
+    def rewind(self) -> None:  # noqa: B027 - there is nothing to rewind where no buffers swap roles
+        """Make the next run like the first: what was fed back is void, and is to be written again."""
+
+    def rest(self) -> None:  # noqa: B027 - a session may as well stay as it is
+        """Give back what only a run needs; inputs and outputs stay, and ``run`` works as before."""
+
     @abstractmethod
     def run(self) -> None:
         """Run once. Outputs named in ``graph.feedback`` become the inputs of the next run, without a copy.
@@ -108,10 +125,77 @@ class Session(ABC):
     def _read_impl(self, name: str) -> Array: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """``runs`` runs of a session within a program.
+
+    ``tables`` maps an input to rows (runs, *shape): run i reads row i. ``takes`` maps an input to the output of
+    another session's earlier call, which it reads from the first run on. ``counted`` runs are those that progress is
+    told of.
+    """
+
+    session: Session
+    runs: int = 1
+    tables: Mapping[str, Array] = field(default_factory=dict)
+    takes: Mapping[str, tuple[Session, str]] = field(default_factory=dict)
+    counted: bool = True
+
+
+class Program(ABC):
+    """Calls made one after another. What is written to their sessions before ``start`` is what they work on."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        """Raises EngineError: a table does not have a row of the input's shape a run."""
+        self.calls = tuple(replace(call, tables=_cast_tables(call)) for call in calls)
+        self.milliseconds: tuple[float, ...] = (0.0,) * len(self.calls)
+        """How long each call of the last run took, on the device's own clock where it has one."""
+
+    @abstractmethod
+    def start(self, progress: Progress | None = None) -> None:
+        """Begin; returns at once where the back end can. One program at a time may use a session.
+
+        Raises:
+            EngineError: the back end fails.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Wait for the end; outputs can be read, and ``milliseconds`` holds.
+
+        Raises:
+            EngineError: the back end failed.
+        """
+
+
+class HostProgram(Program):
+    """A program that this thread runs, call by call, before ``start`` returns."""
+
+    def start(self, progress: Progress | None = None) -> None:
+        spent = []
+        for call in self.calls:
+            begun = time.perf_counter()
+            session = call.session
+            for name, (source, output) in call.takes.items():
+                session.write(name, source.read(output))
+            for place in range(call.runs):
+                for name, table in call.tables.items():
+                    session.write(name, table[place])
+                session.run()
+                if progress is not None and call.counted:
+                    progress(1)
+            session.rest()
+            spent.append((time.perf_counter() - begun) * 1000)
+        self.milliseconds = tuple(spent)
+
+    def finish(self) -> None:
+        """Nothing is left to wait for."""
+
+
 class Engine(ABC):
-    """A back end."""
+    """A back end. ``concurrent``: programs that were started run at the same time."""
 
     name: str
+    concurrent = False
 
     def open(self, graph: GraphSpec, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
         """Load a graph.
@@ -135,9 +219,33 @@ class Engine(ABC):
         except MemoryError as error:
             raise EngineError(f"graph {graph.name}: does not fit in memory; close other programs") from error
 
+    def program(self, calls: Sequence[Call]) -> Program:
+        """Make a program of sessions of this engine; see `Call`. Raises EngineError."""
+        return HostProgram(calls)
+
+    def allocate(self, spec: TensorSpec, free: int = 1) -> object:
+        """A buffer of zeros for a tensor, to be shared by sessions."""
+        return np.zeros(spec.sized(free), dtype=spec.dtype)
+
+    def fetch(self, buffer: object) -> Array:
+        """What a buffer of ``allocate`` holds, as a copy on the host."""
+        return np.array(buffer)
+
     @abstractmethod
     def describe(self) -> dict[str, str | int]:
         """Name, version and device, for reports."""
 
     @abstractmethod
     def _open_impl(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> Session: ...
+
+
+def _cast_tables(call: Call) -> dict[str, Array]:
+    cast = {}
+    for name, table in call.tables.items():
+        spec = call.session.graph.tensor(name)
+        wanted = (call.runs, *spec.sized(call.session.free))
+        if table.shape != wanted:
+            problem = f"the table of {name} is {table.shape}, not {wanted}"
+            raise EngineError(f"graph {call.session.graph.name}: {problem}")
+        cast[name] = np.ascontiguousarray(table, dtype=spec.dtype)
+    return cast

@@ -1,4 +1,4 @@
-"""The error of the engines."""
+"""The errors of the engines."""
 
 from __future__ import annotations
 
@@ -7,3 +7,11 @@ class EngineError(Exception):
     """A back end cannot be used, cannot load a graph or gave unusable numbers; one line for the user."""
 
     exit_code = 3
+
+
+class NotFiniteError(EngineError):
+    """Numbers that are not finite came out of one of ``graphs``; in a wider type they might not."""
+
+    def __init__(self, what: str, *graphs: str) -> None:
+        super().__init__(f"{what} gave numbers that are not finite; try another engine or precision")
+        self.graphs = graphs

@@ -94,6 +94,9 @@ class OnnxRuntimeSession(Session):
         self._bindings = [self._bind(onnxruntime, turn) for turn in turns]
         self._place = turns
 
+    def rewind(self) -> None:
+        self._turn = 0
+
     def run(self) -> None:
         try:
             self._session.run_with_iobinding(self._bindings[self._turn], self._run_options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,28 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.captions import CaptionOptions, Detokenizer
-from unibrain_rt.engines import Engine, EngineError, Session, create_engine
+from unibrain_rt.captions import CaptionOptions
+from unibrain_rt.engines import Engine, NotFiniteError, Progress, create_engine
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.loops import CaptionWriter, DenoisingLoop, Float, Progress, check_feedback, shape_of
+from unibrain_rt.loops import Float
 from unibrain_rt.presets import Flow, Preset
-from unibrain_rt.samplers import SamplerTable, seeded_noise
+from unibrain_rt.samplers import seeded_noise
+from unibrain_rt.stages import Stages, step_graph
 from unibrain_rt.subject import Subject
 
-_FLOW_NAME: dict[Flow, str] = {"image": "image", "caption": "text"}
-"""What a flow is called in graphs and tensors."""
 NOISE_STREAM: dict[Flow, int] = {"image": 0, "caption": 1}
 CAPTION_STREAM = 2
-STEP_INPUTS = frozenset({"latent", "previous_x0", "modulation", "coefficients"})
-STEP_FEEDBACK = {"next_latent": "latent", "x0": "previous_x0"}
 
 
 @dataclass(frozen=True)
 class Reconstruction:
     """What one scan decodes to.
 
-    ``image`` is uint8 (H, W, 3); ``caption`` is None where the bundle cannot write captions. ``timings_ms`` is wall
-    time per stage. ``predictions`` are the latents and contexts that the ridge heads gave, without a batch axis.
+    ``image`` is uint8 (H, W, 3); ``caption`` is None where the bundle cannot write captions. ``timings_ms`` is the time
+    of each stage, and ``total`` the wall time of all: less than their sum where an engine runs two at once.
+    ``predictions`` are the latents and contexts that the ridge heads gave, without a batch axis. ``fallbacks`` are the
+    graphs that had to be computed in fp32.
     """
 
     image: NDArray[np.uint8]
@@ -48,6 +47,7 @@ class Reconstruction:
     timings_ms: dict[str, float]
     predictions: dict[str, Float]
     tokens: tuple[int, ...]
+    fallbacks: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What is written beside the picture as JSON."""
@@ -60,6 +60,7 @@ class Reconstruction:
             "subject": self.subject,
             "image_size": [self.image.shape[1], self.image.shape[0]],
             "timings_ms": {stage: round(value, 3) for stage, value in self.timings_ms.items()},
+            **({"fallbacks": list(self.fallbacks)} if self.fallbacks else {}),
         }
 
 
@@ -71,21 +72,12 @@ class Decoder:
     ) -> None:
         self.bundle, self.subject, self.engine = bundle, subject, engine
         self.preset_name = preset_name
-        self._context = engine.open(bundle.graph("unet_context"))
+        self._preset, self._captions = bundle.preset(preset_name), captions
+        self._fallen_back: frozenset[str] = frozenset()
         self._unconditional = dict(
             zip(("image_context", "text_context"), bundle.unconditional_contexts(), strict=True)
         )
-        self._steps = self._open_steps()
-        self._loops = self._make_loops(bundle.preset(preset_name))
-        self._autokl = engine.open(bundle.graph("autokl_decode"))
-        if shape_of(self._autokl.graph, "image", 4)[:2] != (1, 3):
-            raise BundleError(
-                "graph autokl_decode: does not give one picture of 3 colours; export the bundle again"
-            )
-        self._writer = None
-        if bundle.has_captions:
-            detokenizer = Detokenizer.load(bundle.tokenizers["gpt2"])
-            self._writer = CaptionWriter(engine.open(bundle.graph("optimus_decode")), detokenizer, captions)
+        self._stages = Stages(bundle, engine, self._preset, captions)
         self._check_heads()
 
     @classmethod
@@ -122,7 +114,7 @@ class Decoder:
     @property
     def steps(self) -> int:
         """Denoising steps of one scan, both flows together; what a progress bar counts."""
-        return sum(len(loop) for loop in self._loops.values())
+        return sum(len(loop) for loop in self._stages.loops.values())
 
     @property
     def unconditional(self) -> dict[str, Float]:
@@ -135,7 +127,8 @@ class Decoder:
         Both have the same graphs in the same memory: let one finish a scan before the other begins.
         """
         other = copy.copy(self)
-        other.preset_name, other._loops = name, self._make_loops(preset)
+        other.preset_name, other._preset = name, preset
+        other._stages = self._stages.sampling(preset)
         return other
 
     def decode(
@@ -150,26 +143,43 @@ class Decoder:
             voxels: betas (voxels,) in % signal change, in the order of the subject's mask.
             seed: of the noise and of sampled captions.
 
+        Where numbers of a graph in half precision are not finite, the decode is done again with that graph in fp32,
+        if the bundle has it so.
+
         Raises:
             InputError: the voxels do not fit the subject or are not finite.
             EngineError: a graph gave numbers that are not finite.
         """
-        clock = _Clock()
+        while True:
+            try:
+                return self._decode(voxels, seed, progress)
+            except NotFiniteError as error:
+                if not self._fall_back(error.graphs):
+                    raise
+
+    def _decode(self, voxels: NDArray[Any], seed: int, progress: Progress | None) -> Reconstruction:
+        stages, clock = self._stages, _Clock()
         with clock("ridge"):
             predictions = self.predict(voxels)
         with clock("context"):
             self.guide(predictions)
-        with clock("image_loop"):
-            image_latent = self.denoise("image", predictions["image_latent"], seed, progress)
-        with clock("autokl"):
-            image = self.render(image_latent)
+        # Both flows are begun before either is awaited: an engine may run them at the same time.
+        self._load("image", predictions["image_latent"], seed)
+        stages.picture_program.start(progress)
+        if stages.writer is not None:
+            self._load("caption", predictions["text_latent"], seed)
+            stages.programs["caption"].start(progress)
+        stages.picture_program.finish()
+        clock.add("image_loop", "autokl", spent=stages.picture_program.milliseconds)
+        self._denoised("image")
+        image = self._picture()
         caption: str | None = None
         tokens: list[int] = []
-        if self._writer is not None:
-            with clock("caption_loop"):
-                text_latent = self.denoise("caption", predictions["text_latent"], seed, progress)
+        if stages.writer is not None:
+            stages.programs["caption"].finish()
+            clock.add("caption_loop", spent=stages.programs["caption"].milliseconds)
             with clock("caption"):
-                caption, tokens = self.describe(text_latent, seed)
+                caption, tokens = self.describe(self._denoised("caption"), seed)
         return Reconstruction(
             image=image,
             caption=caption,
@@ -181,6 +191,7 @@ class Decoder:
             timings_ms=clock.finished(),
             predictions=predictions,
             tokens=tuple(tokens),
+            fallbacks=tuple(sorted(self._fallen_back)),
         )
 
     def predict(self, voxels: NDArray[Any]) -> dict[str, Float]:
@@ -199,77 +210,68 @@ class Decoder:
 
     def guide(self, contexts: Mapping[str, Float]) -> None:
         """Let ``image_context`` and ``text_context`` guide what is denoised from now on."""
+        context = self._stages.context
         for name, nothing in self._unconditional.items():
-            self._context.write(name, np.concatenate([nothing, contexts[name][None]]))
-        self._context.run()
+            context.write(name, np.concatenate([nothing, contexts[name][None]]))
+        context.run()
+        context.rest()
 
     def denoise(self, flow: Flow, start: Float, seed: int, progress: Progress | None = None) -> Float:
         """One flow's latent, (1, …), from the predicted one ``start`` (…) under the contexts of ``guide``."""
-        loop = self._loops[flow]
-        noise = seeded_noise(seed, NOISE_STREAM[flow], loop.shape)
-        latent = loop.run(start[None], noise, progress)
-        if not np.isfinite(latent).all():
-            raise EngineError(
-                f"the {flow} loop gave numbers that are not finite; try another engine or precision"
-            )
-        return latent
+        self._load(flow, start, seed)
+        program = self._stages.programs[flow]
+        program.start(progress)
+        program.finish()
+        return self._denoised(flow)
 
     def render(self, latent: Float) -> NDArray[np.uint8]:
         """The image (H, W, 3) of an image latent (1, C, h, w)."""
-        self._autokl.write("latent", latent)
-        self._autokl.run()
-        image = self._autokl.read("image")[0]
-        if not np.isfinite(image).all():
-            raise EngineError(
-                "the image decoder gave numbers that are not finite; try another engine or precision"
-            )
-        pixels: NDArray[np.uint8] = np.round(image.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
-        return pixels
+        autokl = self._stages.autokl
+        autokl.write("latent", latent)
+        autokl.run()
+        autokl.rest()
+        return self._picture()
 
     def describe(self, latent: Float, seed: int) -> tuple[str, list[int]]:
         """The caption, and its tokens, of a text latent (1, D). Only where the bundle has captions."""
-        if self._writer is None:
+        writer = self._stages.writer
+        if writer is None:
             raise InputError(f"{self.bundle.name} writes no captions: export it with Optimus' vocabulary")
         rng = np.random.Generator(np.random.Philox(key=[seed, CAPTION_STREAM]))
-        tokens = self._writer.tokens(latent, rng)
-        return self._writer.caption(tokens), tokens
+        tokens = writer.tokens(latent, rng)
+        return writer.caption(tokens), tokens
 
-    def _open_steps(self) -> dict[Flow, Session]:
-        flows: tuple[Flow, ...] = ("image", "caption") if self.bundle.has_captions else ("image",)
-        graphs = {flow: self.bundle.graph(f"unet_{_FLOW_NAME[flow]}_step") for flow in flows}
-        keys_values = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
-        for graph in graphs.values():
-            check_feedback(graph, STEP_FEEDBACK)
-            if {spec.name for spec in graph.inputs} != STEP_INPUTS | keys_values.keys():
-                raise BundleError(
-                    f"graph {graph.name}: takes other inputs than a decode gives; export the bundle again"
-                )
-        return {flow: self.engine.open(graph, shared=keys_values) for flow, graph in graphs.items()}
+    def _load(self, flow: Flow, start: Float, seed: int) -> None:
+        loop = self._stages.loops[flow]
+        loop.load(start[None], seeded_noise(seed, NOISE_STREAM[flow], loop.shape))
 
-    def _make_loops(self, preset: Preset) -> dict[Flow, DenoisingLoop]:
-        tables = {flow: preset.table(self.bundle.schedule, flow) for flow in self._steps}
-        modulations = self._time_modulations(tables)
-        return {
-            flow: DenoisingLoop(session, tables[flow], modulations[flow])
-            for flow, session in self._steps.items()
-        }
+    def _denoised(self, flow: Flow) -> Float:
+        latent = self._stages.loops[flow].latent()
+        if not np.isfinite(latent).all():
+            raise NotFiniteError(f"the {flow} loop", "unet_context", "unet_time", step_graph(flow))
+        return latent
 
-    def _time_modulations(self, tables: Mapping[Flow, SamplerTable]) -> dict[Flow, NDArray[Any]]:
-        """Of every step of every flow, (steps, width): one run of one graph."""
-        timesteps = np.concatenate([table.timesteps for table in tables.values()])
-        session = self.engine.open(self.bundle.graph("unet_time"), free=len(timesteps))
-        session.write("timesteps", timesteps)
-        session.run()
-        ends = np.cumsum([len(table.timesteps) for table in tables.values()])
-        return {
-            flow: session.read(f"{_FLOW_NAME[flow]}_modulation")[end - len(table.timesteps) : end]
-            for (flow, table), end in zip(tables.items(), ends, strict=True)
-        }
+    def _picture(self) -> NDArray[np.uint8]:
+        image = self._stages.autokl.read("image")[0]
+        if not np.isfinite(image).all():
+            raise NotFiniteError("the image decoder", "autokl_decode")
+        pixels: NDArray[np.uint8] = np.round(image.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
+        return pixels
+
+    def _fall_back(self, graphs: Sequence[str]) -> bool:
+        """Open these graphs again in fp32, those that have such a form; whether any was not yet."""
+        new = {name for name in graphs if self.bundle.graph(name).fallback is not None} - self._fallen_back
+        if new:
+            self._fallen_back |= new
+            self._stages = Stages(
+                self.bundle, self.engine, self._preset, self._captions, fallen_back=self._fallen_back
+            )
+        return bool(new)
 
     def _check_heads(self) -> None:
         wanted = {name: nothing.shape for name, nothing in self.unconditional.items()}
         latents: dict[Flow, str] = {"image": "image_latent", "caption": "text_latent"}
-        wanted |= {latents[flow]: loop.shape[1:] for flow, loop in self._loops.items()}
+        wanted |= {latents[flow]: loop.shape[1:] for flow, loop in self._stages.loops.items()}
         for head, shape in wanted.items():
             found = self.subject.head_shape(head)
             if tuple(found) != tuple(shape):
@@ -291,6 +293,10 @@ class _Clock:
         begun = time.perf_counter()
         yield
         self._stages[stage] = (time.perf_counter() - begun) * 1000
+
+    def add(self, *stages: str, spent: Sequence[float]) -> None:
+        """Stages that were timed elsewhere, in milliseconds."""
+        self._stages.update(zip(stages, spent, strict=True))
 
     def finished(self) -> dict[str, float]:
         return {**self._stages, "total": (time.perf_counter() - self._start) * 1000}

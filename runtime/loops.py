@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.captions import CaptionOptions, Detokenizer, greedy, remove_duplicates, sample
-from unibrain_rt.engines import GraphSpec, Session
+from unibrain_rt.engines import Call, GraphSpec, NotFiniteError, Session
 from unibrain_rt.errors import BundleError
 from unibrain_rt.samplers import SamplerTable
 
 Float = NDArray[np.float32]
-Progress = Callable[[int], None]
-"""Called with the number of denoising steps just done."""
 CAPTION_FEEDBACK = {
     "next_key_cache": "key_cache",
     "next_value_cache": "value_cache",
     "next_position": "position",
 }
+GREEDY_FEEDBACK = {"next_token": "token"}
+"""Of graphs that choose the likeliest token themselves: its logits need not leave the device."""
 
 
 class DenoisingLoop:
@@ -36,17 +35,21 @@ class DenoisingLoop:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def run(self, start: Float, noise: Float, progress: Progress | None = None) -> Float:
-        """Noise ``start`` to the table's first level and denoise it; both are of ``self.shape``."""
+    @property
+    def call(self) -> Call:
+        """All steps, for a program."""
+        tables = {"coefficients": self._rows, "modulation": self._modulation[:, None]}
+        return Call(self._session, len(self), tables)
+
+    def load(self, start: Float, noise: Float) -> None:
+        """Noise ``start`` to the table's first level, from where a program denoises it; both are of ``shape``."""
         alpha = self._table.alpha_bar_start
+        self._session.rewind()
         self._session.write("latent", np.float32(alpha**0.5) * start + np.float32((1 - alpha) ** 0.5) * noise)
         self._session.write("previous_x0", 0.0)
-        for row, modulation in zip(self._rows, self._modulation, strict=True):
-            self._session.write("coefficients", row)
-            self._session.write("modulation", modulation[None])
-            self._session.run()
-            if progress is not None:
-                progress(1)
+
+    def latent(self) -> Float:
+        """What the last program denoised."""
         return self._session.read("next_latent")
 
 
@@ -57,7 +60,9 @@ class CaptionWriter:
         self._session = session
         self._detokenizer = detokenizer
         self._options = options
-        check_feedback(session.graph, CAPTION_FEEDBACK)
+        chooses = any(spec.name == "next_token" for spec in session.graph.outputs)
+        check_feedback(session.graph, CAPTION_FEEDBACK | (GREEDY_FEEDBACK if chooses else {}))
+        self._chosen = chooses and options.temperature == 0
         _, vocabulary = shape_of(session.graph, "logits", 2)
         self._slots = shape_of(session.graph, "key_cache", 4)[2]
         if vocabulary != detokenizer.eos + 1:
@@ -69,20 +74,33 @@ class CaptionWriter:
     def tokens(self, latent: Float, rng: np.random.Generator) -> list[int]:
         """The caption's tokens, <BOS> and <EOS> included, at most ``options.max_tokens``."""
         session, options = self._session, self._options
+        session.rewind()
         session.write("latent", latent)
         session.write("position", 1)
         session.write("key_cache", 0.0)
         session.write("value_cache", 0.0)
         tokens = [self._detokenizer.bos]
+        session.write("token", tokens[-1])
         while len(tokens) < min(options.max_tokens, self._slots + 1) and tokens[-1] != self._detokenizer.eos:
-            session.write("token", tokens[-1])
+            if not self._chosen:
+                session.write("token", tokens[-1])
             session.run()
-            logits = session.read("logits")[0]
-            if options.temperature == 0:
-                tokens.append(greedy(logits))
-            else:
-                tokens.append(sample(logits, options.temperature, options.top_p, rng))
+            tokens.append(self._next(rng))
+        if self._chosen and not np.isfinite(session.read("logits")).all():
+            # Once for all tokens: what is not finite stays in the cache.
+            raise NotFiniteError("the caption decoder", session.graph.name)
+        session.rest()
         return tokens
+
+    def _next(self, rng: np.random.Generator) -> int:
+        if self._chosen:
+            return int(self._session.read("next_token")[0])
+        logits = self._session.read("logits")[0]
+        if not np.isfinite(logits).all():
+            raise NotFiniteError("the caption decoder", self._session.graph.name)
+        if self._options.temperature == 0:
+            return greedy(logits)
+        return sample(logits, self._options.temperature, self._options.top_p, rng)
 
     def caption(self, tokens: list[int]) -> str:
         """Text of the tokens, without repeated sentences."""

@@ -23,6 +23,7 @@ from unibrain_rt.loops import DenoisingLoop
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import COLUMNS, SamplerTable
+from unibrain_rt.tensor_file import map_tensors
 
 Golden = Mapping[str, NDArray[Any]]
 # Relative L2 errors: one pass through a graph in fp32, and the final latent of a whole sampling loop.
@@ -59,17 +60,13 @@ def load_golden(path: Path) -> Golden:
     Raises:
         InputError: it is missing, damaged, or holds no tensor that can be compared.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     if not path.is_file():  # a pipe would be waited for
         raise InputError(f"{path}: no such file; name the recorded outputs")
     try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return map_tensors(path)
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: not a readable safetensors file ({reason}); name the recorded outputs"
+            f"{path}: not a readable safetensors file ({error}); name the recorded outputs"
         ) from error
 
 
@@ -260,6 +257,7 @@ class _StepRunner:
     """A flow's step graph with its contexts and time modulations."""
 
     def __init__(self, bundle: Bundle, engine: Engine, flow: str, timesteps: NDArray[Any]) -> None:
+        self._engine = engine
         self._context = engine.open(bundle.graph("unet_context"))
         shared = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
         self._step = engine.open(bundle.graph(f"unet_{flow}_step"), shared=shared)
@@ -275,6 +273,7 @@ class _StepRunner:
 
     def predicted_noise(self, latent: NDArray[Any], step: int, image_ratio: float) -> NDArray[Any]:
         row = {"guidance_scale": 1.0, "image_ratio": image_ratio, "x0_from_noise": 1.0, "next_from_x0": 1.0}
+        self._step.rewind()
         self._step.write("latent", latent)
         self._step.write("previous_x0", 0.0)
         self._step.write("coefficients", np.array([row.get(column, 0.0) for column in COLUMNS]))
@@ -288,7 +287,11 @@ class _StepRunner:
         rows = table.coefficients.copy()
         rows[:, COLUMNS.index("image_ratio")] = image_ratio
         loop = DenoisingLoop(self._step, replace(table, coefficients=rows), self._modulation)
-        return loop.run(start, noise)
+        loop.load(start, noise)
+        program = self._engine.program([loop.call])
+        program.start()
+        program.finish()
+        return loop.latent()
 
 
 def _run(session: Session, ids: NDArray[Any]) -> None:

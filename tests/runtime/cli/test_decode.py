@@ -20,7 +20,7 @@ from PIL import Image
 from unibrain_rt import Decoder, outputs
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.cli.json_report import _joined
-from unibrain_rt.loops import DenoisingLoop
+from unibrain_rt.engines.base import HostProgram
 
 Run = Callable[..., Any]
 KEYS = {
@@ -523,16 +523,16 @@ def test_an_interrupt_leaves_nothing_half_written(
 ) -> None:
     """Whenever it comes: in the middle of a loop, or between the two files of a pair."""
     loops = 0
-    original = DenoisingLoop.run
+    original = HostProgram.start
 
-    def run(self: DenoisingLoop, *rest: Any) -> Any:
+    def start(self: HostProgram, *rest: Any) -> Any:
         nonlocal loops
         loops += 1
         if loops == 4:  # the second scan's caption
             raise KeyboardInterrupt
         return original(self, *rest)
 
-    monkeypatch.setattr(DenoisingLoop, "run", run)
+    monkeypatch.setattr(HostProgram, "start", start)
     done = decode(*scans, "--json", tmp_path / "all.json")
     assert done.code == 130
     assert done.err == "unibrain-rt: interrupted\n"
