@@ -25,6 +25,7 @@ from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
 from unibrain_rt.subject import DESCRIPTION_FILE, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.tensor_file import map_tensors
 
 MANIFEST = "bundle.json"
 SCHEMA_VERSION = 1
@@ -154,14 +155,11 @@ class Bundle:
 
     def unconditional_contexts(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Image and text context of nothing seen and nothing said: (1, L, D) each."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         path = self.folder / CONSTANTS
         try:
-            tensors = load_file(path)
-            image, text = (tensors[name] for name in UNCONDITIONAL)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            tensors = map_tensors(path)
+            image, text = (np.array(tensors[name]) for name in UNCONDITIONAL)
+        except (OSError, KeyError, ValueError) as error:
             raise BundleError(
                 f"{path}: {' and '.join(UNCONDITIONAL)} cannot be read; export the bundle again"
             ) from error

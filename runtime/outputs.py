@@ -1,13 +1,13 @@
 """What a decode leaves behind: PNG and JSON, written whole or not at all, and a contact sheet.
 
 A file is first written under a temporary name in its own folder, then renamed, so that no reader ever sees
-half of it. What the system refuses (no space, no permission) is an `InputError` of one line.
+half of it. What the system refuses (no space, no permission) is an `InputError` of one line. Only the contact
+sheet, which has letters in it, needs Pillow.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import json
 import math
 import os
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.errors import InputError, input_error, one_line
+from unibrain_rt.png import check_picture, encode_png
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -115,7 +116,7 @@ def plan_outputs(
 
 def write_png(path: Path, image: NDArray[np.uint8], *, text: Mapping[str, str] | None = None) -> None:
     """Write ``image`` (height, width, 3) with ``text`` as PNG text chunks. Raises `InputError`."""
-    _write([(Path(path), _png_bytes(image, text))])
+    _write([(Path(path), encode_png(image, _encodable(text)))])
 
 
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
@@ -141,19 +142,15 @@ def write_pair(
     text: Mapping[str, str] | None = None,
 ) -> None:
     """Write a scan's picture and record, both or (where neither was there) none. Raises `InputError`."""
-    _write([(output.png, _png_bytes(image, text)), (output.json, _json_bytes(record))])
+    picture = encode_png(image, _encodable(text))
+    _write([(output.png, picture), (output.json, _json_bytes(record))])
 
 
-def _png_bytes(image: NDArray[np.uint8], text: Mapping[str, str] | None) -> bytes:
-    from PIL import Image, PngImagePlugin
-
-    _check_image(image)
-    chunks = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        chunks.add_text(key, value.encode("utf-8", "backslashreplace").decode("utf-8"))
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", pnginfo=chunks)
-    return buffer.getvalue()
+def _encodable(text: Mapping[str, str] | None) -> dict[str, str]:
+    """``text`` with lone surrogates, which stand for undecodable bytes of file names, in their backslash form."""
+    return {
+        key: value.encode("utf-8", "backslashreplace").decode("utf-8") for key, value in (text or {}).items()
+    }
 
 
 def _json_bytes(mapping: Mapping[str, Any]) -> bytes:
@@ -290,13 +287,14 @@ def contact_sheet(
     Pictures are fitted into squares of 128 to 256 px, by the largest of them. ``header`` is a title and more
     lines; ``labels`` name the pictures of a tile ("shown", "decoded") above each column. Captions wrap and
     end in an ellipsis after three lines. Tiles beyond `SHEET_TILES` are left out, and the sheet says so.
+    Raises `ImportError` where Pillow is not installed.
     """
     from PIL import Image, ImageDraw
 
     if not tiles or not all(tile.images for tile in tiles) or (columns is not None and columns < 1):
         raise ValueError("a contact sheet needs tiles, every tile a picture, and at least one column")
     for picture in (picture for tile in tiles for picture in tile.images):
-        _check_image(picture)
+        check_picture(picture)
     lines = list(header or ())
     if len(tiles) > SHEET_TILES:
         lines = [*(lines or ["Contact sheet"]), f"the first {SHEET_TILES:,} of {len(tiles):,}"]
@@ -340,11 +338,6 @@ def contact_sheet(
                 body.draw(draw, x, y + cell + 8 + number * body.leading, text)
         y += cell + text_height + _GUTTER
     return np.array(sheet)
-
-
-def _check_image(image: NDArray[np.uint8]) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"a picture is uint8 (height, width, 3), not {image.dtype} {image.shape}")
 
 
 def _paste(

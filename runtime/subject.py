@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.errors import BundleError, InputError, one_line
 from unibrain_rt.scans import VoxelSpace
+from unibrain_rt.tensor_file import map_tensors, type_name
 
 HEADS = ("image_latent", "text_latent", "image_context", "text_context")
 SCHEMA_VERSION = 1
@@ -92,7 +93,7 @@ class Subject:
     voxel_mean: NDArray[np.float32]
     voxel_std: NDArray[np.float32]
     _offsets: Mapping[str, _Offsets]
-    _tensors: Any  # safetensors' handle on the mapped file
+    _tensors: Mapping[str, NDArray[Any]]  # of the mapped file
 
     @classmethod
     def open(cls, folder: Path) -> Subject:
@@ -198,8 +199,8 @@ class Subject:
 
     def _times(self, rows: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         """``rows @ factor`` (N, M) for the factor (K, M) of that name, which is widened a block at a time."""
-        factor = self._tensors.get_slice(name)
-        length, width = factor.get_shape()
+        factor = self._tensors[name]
+        length, width = factor.shape
         product = np.zeros((len(rows), width), np.float32)
         step = max(1, _BLOCK_BYTES // (4 * width))
         for start in range(0, length, step):
@@ -226,15 +227,13 @@ def _shown(value: object) -> str:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Make one `BundleError` of what the parsers raise."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except MemoryError as error:
         raise _broken(path, "does not fit in memory", "close other programs") from error
     except OSError as error:
         raise _broken(path, f"cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
         raise _broken(path, f"damaged ({one_line(str(error), 90)})") from error
 
 
@@ -303,10 +302,8 @@ def _heads(path: Path, described: object) -> dict[str, Head]:
     return heads
 
 
-def _tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> Any:
+def _tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> dict[str, NDArray[Any]]:
     """The mapped file, after its header was compared with the description."""
-    from safetensors import safe_open
-
     wanted: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
         "voxel_mean": (_FLOAT32, ((voxels,),)),
         "voxel_std": (_FLOAT32, ((voxels,),)),
@@ -320,23 +317,23 @@ def _tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> Any:
         wanted[f"{name}.calibration"] = (_FLOAT32, ((width,), (1,)))
     with _reading(path):
         _check_file(path)
-        tensors: Any = safe_open(path, framework="numpy")
-        there = set(tensors.keys()) - {"mask"}
-        for verb, names in (("has no", set(wanted) - there), ("has an unknown", there - set(wanted))):
-            if names:
-                raise _broken(path, f"{verb} {one_line(', '.join(sorted(names)), 80)}")
-        for key, (types, shapes) in wanted.items():
-            header = tensors.get_slice(key)
-            found = (header.get_dtype(), tuple(header.get_shape()))
-            if found[0] not in types or found[1] not in shapes:
-                expected = f"{' or '.join(types)} {' or '.join(map(str, shapes))}"
-                raise _broken(path, f"{key} is {found[0]} {found[1]}, but {DESCRIPTION_FILE} says {expected}")
+        tensors = map_tensors(path)
+    there = set(tensors) - {"mask"}
+    for verb, names in (("has no", set(wanted) - there), ("has an unknown", there - set(wanted))):
+        if names:
+            raise _broken(path, f"{verb} {one_line(', '.join(sorted(names)), 80)}")
+    for key, (types, shapes) in wanted.items():
+        kind, shape = type_name(tensors[key].dtype), tensors[key].shape
+        if kind not in types or shape not in shapes:
+            expected = f"{' or '.join(types)} {' or '.join(map(str, shapes))}"
+            raise _broken(path, f"{key} is {kind} {shape}, but {DESCRIPTION_FILE} says {expected}")
     return tensors
 
 
-def _statistic(path: Path, tensors: Any, name: str, low: float = -math.inf) -> NDArray[np.float32]:
-    with _reading(path):
-        values: NDArray[np.float32] = tensors.get_tensor(name)
+def _statistic(
+    path: Path, tensors: Mapping[str, NDArray[Any]], name: str, low: float = -math.inf
+) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = np.array(tensors[name])  # read, so that what is used is what was checked
     if not np.isfinite(values).all():
         raise _broken(path, f"{name} has values that are not finite")
     if float(values.min()) < low:
@@ -344,15 +341,12 @@ def _statistic(path: Path, tensors: Any, name: str, low: float = -math.inf) -> N
     return values
 
 
-def _mask(path: Path, tensors: Any, voxels: int) -> NDArray[np.bool_] | None:
-    with _reading(path):
-        if "mask" not in tensors.keys():  # noqa: SIM118  (the handle is no mapping)
-            return None
-        header = tensors.get_slice("mask")
-        found = (header.get_dtype(), tuple(header.get_shape()))
-        if found[0] != "U8" or len(found[1]) != 3:
-            raise _broken(path, f"mask is {found[0]} {found[1]}, not U8 in 3 dimensions")
-        stored: NDArray[np.uint8] = tensors.get_tensor("mask")
+def _mask(path: Path, tensors: Mapping[str, NDArray[Any]], voxels: int) -> NDArray[np.bool_] | None:
+    if "mask" not in tensors:
+        return None
+    stored = tensors["mask"]
+    if stored.dtype != np.uint8 or stored.ndim != 3:
+        raise _broken(path, f"mask is {type_name(stored.dtype)} {stored.shape}, not U8 in 3 dimensions")
     inside = np.asarray(stored != 0, np.bool_)
     if int(stored.max(initial=0)) > 1 or int(inside.sum()) != voxels:
         problem = f"mask has {int(inside.sum()):,} voxels and values up to {stored.max(initial=0)}"
@@ -361,19 +355,15 @@ def _mask(path: Path, tensors: Any, voxels: int) -> NDArray[np.bool_] | None:
 
 
 def _rois(path: Path, voxels: int) -> dict[str, NDArray[np.bool_]]:
-    from safetensors import safe_open
-
     rois: dict[str, NDArray[np.bool_]] = {}
     with _reading(path):
         _check_file(path)
-        tensors: Any = safe_open(path, framework="numpy")
-        for name in sorted(tensors.keys()):
-            header = tensors.get_slice(name)
-            found = (header.get_dtype(), tuple(header.get_shape()))
-            if found != ("U8", (voxels,)):
-                raise _broken(path, f"region {name} is {found[0]} {found[1]}, not U8 ({voxels},)")
-            stored: NDArray[np.uint8] = tensors.get_tensor(name)
-            if int(stored.max()) > 1:
-                raise _broken(path, f"region {name} has values up to {int(stored.max())}, not 0 and 1")
-            rois[name] = np.asarray(stored != 0, np.bool_)
+        tensors = map_tensors(path)
+    for name, stored in sorted(tensors.items()):
+        if stored.dtype != np.uint8 or stored.shape != (voxels,):
+            kind = type_name(stored.dtype)
+            raise _broken(path, f"region {name} is {kind} {stored.shape}, not U8 ({voxels},)")
+        if int(stored.max()) > 1:
+            raise _broken(path, f"region {name} has values up to {int(stored.max())}, not 0 and 1")
+        rois[name] = np.asarray(stored != 0, np.bool_)
     return rois

@@ -151,7 +151,12 @@ def _decode_all(
         ]
         if done > len(tiles):
             header.append(f"the first {len(tiles)} are shown")
-        write_png(sheet, contact_sheet(tiles, header=header))
+        try:
+            drawn = contact_sheet(tiles, header=header)
+        except ImportError:
+            click.echo(f"{sheet.name} needs Pillow: pip install pillow", err=True)
+        else:
+            write_png(sheet, drawn)
 
 
 def _progress_bar(steps: int, label: str) -> Any:
