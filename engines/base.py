@@ -196,6 +196,12 @@ class Engine(ABC):
 
     name: str
     concurrent = False
+    passed_over: tuple[object, ...] = ()
+    """What ``auto`` tried before it took this one: a `catalogue.Probe` each."""
+
+    def unready(self, graphs: Sequence[tuple[GraphSpec, int]]) -> str | None:
+        """Why opening these graphs, of so large free axes, would take minutes; None where it would not."""
+        return None
 
     def open(self, graph: GraphSpec, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
         """Load a graph.

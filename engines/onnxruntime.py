@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from unibrain_rt.engines.base import Array, Engine, GraphSpec, Session, TensorSpec
+from unibrain_rt.engines.catalogue import Probe, Settings
 from unibrain_rt.engines.errors import EngineError
 
+NAME = "onnxruntime"
 _ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -21,26 +23,32 @@ _ONNX_TYPES = {
 _LOG_NOTHING = 4  # what goes wrong is raised, too
 
 
+def probe() -> Probe:
+    """Whether onnxruntime is here, with its CPU provider."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return Probe(NAME, problem="is not installed", advice='run: pip install "unibrain-rt[cpu]"')
+    version = getattr(onnxruntime, "__version__", "?")
+    if "CPUExecutionProvider" not in onnxruntime.get_available_providers():
+        advice = "run: pip install --force-reinstall onnxruntime"
+        return Probe(NAME, version, problem="this onnxruntime has no CPU provider", advice=advice)
+    return Probe(NAME, version, "cpu")
+
+
+def create(settings: Settings) -> Engine:
+    return OnnxRuntimeEngine(settings.threads)
+
+
 class OnnxRuntimeEngine(Engine):
     """ONNX Runtime's CPU provider with a fixed number of threads."""
 
-    name = "onnxruntime"
+    name = NAME
 
     def __init__(self, threads: int | None = None) -> None:
-        """``threads``: how many cores a session uses; by default those this process may run on.
+        """``threads``: how many cores a session uses; by default those this process may run on."""
+        import onnxruntime
 
-        Raises:
-            EngineError: onnxruntime is not installed, or has no CPU provider.
-        """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EngineError(
-                'engine onnxruntime is not installed; run: pip install "unibrain-rt[cpu]"'
-            ) from error
-        if "CPUExecutionProvider" not in onnxruntime.get_available_providers():
-            advice = "pip install --force-reinstall onnxruntime"
-            raise EngineError(f"this onnxruntime has no CPU provider; run: {advice}")
         self._onnxruntime: Any = onnxruntime
         self.threads = threads if threads is not None else usable_cores()
 

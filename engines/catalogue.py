@@ -1,0 +1,113 @@
+"""Which back ends there are, which of them work here, and which one ``auto`` takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from unibrain_rt.engines.base import Engine, GraphSpec
+from unibrain_rt.engines.errors import EngineError
+
+#: Fastest first: the order in which ``auto`` tries them. Each module has ``probe`` and ``create``.
+MODULES = {
+    "onnxruntime": "unibrain_rt.engines.onnxruntime",
+}
+ENGINES = tuple(MODULES)
+ENGINE_VARIABLE = "UNIBRAIN_RT_ENGINE"
+"""Environment variable: the engine that ``auto`` means, whatever else would work."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a back end can be used here. ``problem`` says why not, ``advice`` what to do about it.
+
+    ``version`` is None where it is not installed; ``device`` is what it would run on.
+    """
+
+    engine: str
+    version: str | None = None
+    device: str | None = None
+    problem: str | None = None
+    advice: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.problem is None
+
+    def __str__(self) -> str:
+        """Why it cannot be used, in one line."""
+        return "; ".join(part for part in (f"{self.engine}: {self.problem}", self.advice) if part)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine is made with.
+
+    ``threads``: cores to use, by default all that this process may run on. ``cache``: folder of compiled plans, by
+    default the user's. ``tell``: called with a line of text when something takes long. ``targets``: compute
+    capabilities to build for, such as ``sm89``; by default that of the device here.
+    """
+
+    threads: int | None = None
+    cache: Path | None = None
+    tell: Callable[[str], None] | None = None
+    targets: tuple[str, ...] = field(default=())
+
+
+def probe(name: str) -> Probe:
+    """Whether the back end called ``name`` works here. Raises EngineError for an unknown name."""
+    found: Probe = _module(name).probe()
+    return found
+
+
+def create_engine(
+    name: str = "auto",
+    threads: int | None = None,
+    *,
+    cache: Path | None = None,
+    tell: Callable[[str], None] | None = None,
+    targets: Sequence[str] = (),
+    graphs: Sequence[tuple[GraphSpec, int]] = (),
+) -> Engine:
+    """The back end called ``name``; ``auto`` is the fastest that works here.
+
+    Args:
+        threads, cache, tell, targets: see `Settings`.
+        graphs: what will be opened, with the size of its free axes: ``auto`` passes over an engine that would have to
+            compile them for minutes first.
+
+    Raises:
+        EngineError: an unknown name, or a back end that cannot be used here.
+    """
+    settings = Settings(threads, cache, tell, tuple(targets))
+    if name == "auto":
+        name = os.environ.get(ENGINE_VARIABLE) or name
+    if name != "auto":
+        found = probe(name)
+        if not found.usable:
+            raise EngineError(f"engine {found}")
+        engine: Engine = _module(name).create(settings)
+        return engine
+    passed_over: list[Probe] = []
+    for candidate in ENGINES:
+        found = probe(candidate)
+        if not found.usable:
+            passed_over.append(found)
+            continue
+        engine = _module(candidate).create(settings)
+        reason = engine.unready(graphs)
+        if reason is None:
+            engine.passed_over = tuple(passed_over)
+            return engine
+        passed_over.append(Probe(candidate, found.version, found.device, reason))
+    raise EngineError(f"no engine works here: {passed_over[-1]} (unibrain-rt doctor tells of the others)")
+
+
+def _module(name: str) -> Any:
+    if name not in MODULES:
+        raise EngineError(f"unknown engine {name!r}; known are auto, {', '.join(ENGINES)}")
+    return import_module(MODULES[name])
