@@ -49,6 +49,13 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel."""
+    built: Path = importlib.import_module("built_wheel").build(repository, tmp_path_factory.mktemp("wheel"))
+    return built
+
+
+@pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Folder of the recorded reference: checkpoint, config, tokenizers and golden.safetensors."""
     named = os.environ.get("UNIBRAIN_GOLDEN")
