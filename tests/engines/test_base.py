@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unibrain_rt.engines import ENGINES, Engine, EngineError, GraphSpec, Session, TensorSpec, create_engine
+from unibrain_rt.engines import (
+    ENGINES,
+    Call,
+    Engine,
+    EngineError,
+    GraphSpec,
+    Probe,
+    Session,
+    TensorSpec,
+    catalogue,
+    create_engine,
+)
 
 
 class RecordingSession(Session):
@@ -170,3 +183,128 @@ def test_auto_is_an_engine_that_works_here() -> None:
     pytest.importorskip("onnxruntime")
     assert create_engine("auto").name in ENGINES
     assert create_engine("onnxruntime", threads=1).describe()["threads"] == 1
+
+
+# --- Programs -----------------------------------------------------------------------------------------------
+
+
+def adder(tmp_path: Path, name: str) -> GraphSpec:
+    path = tmp_path / f"{name}.onnx"
+    path.touch()
+    return GraphSpec(
+        name,
+        path,
+        inputs=(TensorSpec("total", "float32", (1, 2)), TensorSpec("row", "float16", (1, 2))),
+        outputs=(TensorSpec("next_total", "float32", (1, 2)),),
+        feedback={"next_total": "total"},
+    )
+
+
+class AddingSession(Session):
+    """total + row, fed back."""
+
+    def __init__(self, graph: GraphSpec, free: int) -> None:
+        super().__init__(graph, free)
+        self.values = {"total": np.zeros((1, 2), np.float32), "row": np.zeros((1, 2), np.float16)}
+        self.events: list[str] = []
+
+    def run(self) -> None:
+        self.events.append("run")
+        self.values["total"] = self.values["total"] + self.values["row"].astype(np.float32)
+
+    def rest(self) -> None:
+        self.events.append("rest")
+
+    def buffer(self, name: str) -> object:
+        return self.values[name]
+
+    def _write_impl(self, name: str, value: np.ndarray[Any, Any]) -> None:
+        self.values[name] = np.array(value, dtype=self.graph.tensor(name).dtype)
+
+    def _read_impl(self, name: str) -> np.ndarray[Any, Any]:
+        return self.values[self.graph.feedback.get(name, name)].copy()
+
+
+def test_a_program_runs_its_calls_in_order_row_by_row(tmp_path: Path) -> None:
+    first, second = (AddingSession(adder(tmp_path, name), 1) for name in ("a", "b"))
+    rows = np.arange(6, dtype=np.float64).reshape(3, 1, 2)
+    taken = Call(second, takes={"total": (first, "next_total")}, counted=False)
+    program = RecordingEngine().program([Call(first, 3, {"row": rows}), taken])
+    assert program.calls[0].tables["row"].dtype == np.float16, "cast once, not at every step"
+    first.write("total", 10.0)
+    second.write("row", 1.0)
+    told: list[int] = []
+    program.start(told.append)
+    program.finish()
+    np.testing.assert_array_equal(first.read("next_total"), [[16, 19]])
+    np.testing.assert_array_equal(second.read("next_total"), [[17, 20]])
+    assert told == [1, 1, 1]
+    assert first.events == ["run", "run", "run", "rest"]
+    assert len(program.milliseconds) == 2
+    assert all(spent >= 0 for spent in program.milliseconds)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2), (3, 2), (3, 1, 3)])
+def test_a_table_without_a_row_for_every_run_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    session = AddingSession(adder(tmp_path, "a"), 1)
+    with pytest.raises(EngineError, match=r"graph a: the table of row is .*, not \(3, 1, 2\)"):
+        RecordingEngine().program([Call(session, 3, {"row": np.zeros(shape)})])
+
+
+# --- The catalogue ------------------------------------------------------------------------------------------
+
+
+class Unready(RecordingEngine):
+    def unready(self, graphs: Any) -> str | None:
+        return "no plans yet"
+
+
+def back_end(monkeypatch: pytest.MonkeyPatch, name: str, found: Probe, engine: Engine | None = None) -> None:
+    module = types.SimpleNamespace(probe=lambda: found, create=lambda settings: engine)
+    monkeypatch.setitem(sys.modules, f"stand_in_{name}", module)
+    monkeypatch.setitem(catalogue.MODULES, name, f"stand_in_{name}")
+
+
+@pytest.fixture
+def three_back_ends(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """One that is not there, one that would have to compile, and one that works."""
+    monkeypatch.delenv(catalogue.ENGINE_VARIABLE, raising=False)
+    works = RecordingEngine()
+    back_end(monkeypatch, "absent", Probe("absent", problem="is not installed", advice="run: pip install it"))
+    back_end(monkeypatch, "slow", Probe("slow", "1.0", "gpu"), Unready())
+    back_end(monkeypatch, "works", Probe("works", "2.0", "cpu"), works)
+    monkeypatch.setattr(catalogue, "ENGINES", ("absent", "slow", "works"))
+    return works
+
+
+def test_auto_takes_the_first_that_works_and_says_why_not_the_others(three_back_ends: Engine) -> None:
+    chosen = create_engine("auto")
+    assert chosen is three_back_ends
+    assert [str(found) for found in chosen.passed_over] == [
+        "absent: is not installed; run: pip install it",
+        "slow: no plans yet",
+    ]
+
+
+def test_an_engine_that_was_asked_for_is_not_passed_over(three_back_ends: Engine) -> None:
+    assert isinstance(create_engine("slow"), Unready)
+    with pytest.raises(EngineError, match=r"^engine absent: is not installed; run: pip install it$"):
+        create_engine("absent")
+
+
+def test_a_variable_says_what_auto_means(three_back_ends: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(catalogue.ENGINE_VARIABLE, "slow")
+    assert isinstance(create_engine("auto"), Unready)
+    assert create_engine("works") is three_back_ends
+    monkeypatch.setenv(catalogue.ENGINE_VARIABLE, "absent")
+    with pytest.raises(EngineError, match="engine absent: is not installed"):
+        create_engine("auto")
+
+
+def test_where_nothing_works_one_reason_is_told(
+    three_back_ends: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "ENGINES", ("slow", "absent"))
+    with pytest.raises(EngineError, match="no engine works here: absent: is not installed") as caught:
+        create_engine("auto")
+    assert "doctor" in str(caught.value)
