@@ -76,7 +76,8 @@ def create_engine(
     """The back end called ``name``; ``auto`` is the fastest that works here.
 
     Args:
-        threads, cache, tell, targets: see `Settings`.
+        threads, cache, tell: see `Settings`.
+        targets: see `Settings`. With any, a back end need only be installed: what it compiles, it does not run here.
         graphs: what will be opened, with the size of its free axes: ``auto`` passes over an engine that would have to
             compile them for minutes first.
 
@@ -88,7 +89,7 @@ def create_engine(
         name = os.environ.get(ENGINE_VARIABLE) or name
     if name != "auto":
         found = probe(name)
-        if not found.usable:
+        if not found.usable and not (targets and found.version is not None):
             raise EngineError(f"engine {found}")
         engine: Engine = _module(name).create(settings)
         return engine

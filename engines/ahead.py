@@ -1,0 +1,162 @@
+"""Back ends that compile a graph before they run it: what they share is the cache of plans."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unibrain_rt.engines.base import Engine, GraphSpec
+from unibrain_rt.engines.catalogue import Settings
+from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.plans import PlanCache, PlanKey
+
+Tell = Callable[[str], None]
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What became of a graph: its plan, whether that was there already, or else why it was not and how long it took.
+
+    ``reason`` is None for a hit.
+    """
+
+    graph: str
+    target: str | None
+    hit: bool
+    reason: str | None
+    seconds: float
+    size_bytes: int
+    path: Path
+
+
+class AheadEngine(Engine):
+    """An engine that opens compiled plans. A back end gives the two hooks, and takes the file from ``plan``.
+
+    ``quick``: it compiles within seconds, so that a plan that is missing when a graph is opened is built then.
+    """
+
+    quick = False
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises EngineError: there is no folder for plans; see `PlanCache`."""
+        self.cache = PlanCache(settings.cache)
+        self._named_cache = settings.cache
+        self._tell: Tell = settings.tell if settings.tell is not None else _tell_nobody
+
+    def key(self, graph: GraphSpec, free: int = 1, target: str | None = None) -> PlanKey:
+        """What the plan of a graph depends on, for the device here or for ``target``. Raises EngineError."""
+        return PlanKey(self.name, graph.name, _files(graph), dict(self._settings(graph, free, target)))
+
+    def plan(self, graph: GraphSpec, free: int = 1) -> Path:
+        """The plan's file, to open it here; built now if it is missing and the back end is quick.
+
+        Raises:
+            EngineError: it is missing and takes long to build, or cannot be built.
+        """
+        if self.quick:
+            return self.build(graph, free).path
+        key = self.key(graph, free)
+        found = self.cache.find(key)
+        if found is None:
+            why = self.cache.why_missing(key)
+            raise EngineError(f"{graph.name}: no plan for {self.name} ({why}); {self._advice([graph])}")
+        return found
+
+    def build(
+        self, graph: GraphSpec, free: int = 1, target: str | None = None, *, anew: bool = False
+    ) -> BuildResult:
+        """Compile a graph into the cache, unless it is there.
+
+        Args:
+            target: what to compile for, such as ``sm89``; by default the device here.
+            anew: compile it even if it is there.
+
+        Raises:
+            EngineError: the back end cannot compile it, or the cache cannot be written.
+        """
+        begun = time.perf_counter()
+        key = self.key(graph, free, target)
+        found, hit, reason = self.cache.find(key), True, None
+        if found is None or anew:
+            reason = self.cache.why_missing(key) if found is None else "asked for"
+
+            def make(path: Path) -> None:
+                where = f" for {target}" if target else ""
+                self._tell(f"{graph.name}: {self.name} compiles it{where} ({reason})")
+                self._compile(graph, free, target, path, self._tell)
+
+            found, built = self.cache.build(key, make, self._tell, anew=anew)
+            hit = not built
+        seconds = time.perf_counter() - begun
+        size_bytes = found.stat().st_size
+        return BuildResult(graph.name, target, hit, None if hit else reason, seconds, size_bytes, found)
+
+    def unready(self, graphs: Sequence[tuple[GraphSpec, int]]) -> str | None:
+        if self.quick:
+            return None
+        keys = [self.key(graph, free) for graph, free in graphs]
+        missing = [key for key in keys if self.cache.find(key) is None]
+        if not missing:
+            return None
+        why = self.cache.why_missing(missing[0])
+        count = f"{len(missing)} of {len(keys)} plans are missing"
+        return f"{count} ({missing[0].graph}: {why}); {self._advice([graph for graph, _ in graphs])}"
+
+    def _advice(self, graphs: Sequence[GraphSpec]) -> str:
+        words = f"run: unibrain-rt build BUNDLE --engine {self.name}"
+        if any(_is_fallback(graph) for graph in graphs):
+            words += " --fallbacks"
+        return words if self._named_cache is None else f"{words} --cache {self._named_cache}"
+
+    @abstractmethod
+    def _settings(self, graph: GraphSpec, free: int, target: str | None) -> Mapping[str, str]:
+        """All besides the graph's files that changes the plan: ``version``, ``target``, precision, shapes, ….
+
+        ``target`` is None for the device here. Raises EngineError if there is none, or no compiling for that target.
+        """
+
+    @abstractmethod
+    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path, tell: Tell) -> None:
+        """Write the plan to ``path``, a name of a file that is not there. ``tell`` takes lines of progress.
+
+        Raises:
+            EngineError: the graph cannot be compiled.
+        """
+
+
+def _files(graph: GraphSpec) -> dict[str, str]:
+    """SHA-256 of the graph's file and of its weights, by file name."""
+    if not graph.path.is_file():
+        raise EngineError(f"{graph.path.name}: the graph's file is missing; export the bundle again")
+    if graph.path.name in graph.files:
+        # Both forms of a graph are listed, and only one of them is compiled.
+        own = {graph.path.name: graph.files[graph.path.name]}
+        return own | {name: digest for name, digest in graph.files.items() if not name.endswith(".onnx")}
+    beside = [path for path in graph.path.parent.iterdir() if path.is_file() and path.suffix != ".onnx"]
+    with graph.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        named = [path for path in beside if content.find(path.name.encode()) >= 0]
+    return {path.name: _sha256(path) for path in (graph.path, *sorted(named))}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_fallback(graph: GraphSpec) -> bool:
+    """Whether this is the fp32 form of a graph: the other one's file is listed, too."""
+    graphs = {name for name in graph.files if name.endswith(".onnx")}
+    return graph.fallback is None and bool(graphs - {graph.path.name})
+
+
+def _tell_nobody(line: str) -> None:
+    """Where nobody listens."""
