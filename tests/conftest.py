@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,16 @@ def cuda_device_count() -> int:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and cuda_device_count() == 0:
         pytest.skip("needs a CUDA device, and the driver offers none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settled_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes plans into the user's cache, and ``auto`` means the CPU whatever else is installed."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("UNIBRAIN_RT_CACHE", str(tmp_path_factory.mktemp("plans")))
+        environment.setenv("UNIBRAIN_RT_ENGINE", "onnxruntime")
+        environment.delenv("UNIBRAIN_RT_CACHE_LIMIT", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
