@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.engines import Engine, NotFiniteError, Progress, create_engine
+from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.loops import Float
 from unibrain_rt.presets import Flow, Preset
 from unibrain_rt.samplers import seeded_noise
-from unibrain_rt.stages import Stages, step_graph
+from unibrain_rt.stages import Stages, decode_graphs, step_graph
 from unibrain_rt.subject import Subject
 
 NOISE_STREAM: dict[Flow, int] = {"image": 0, "caption": 1}
@@ -90,6 +91,9 @@ class Decoder:
         engine: str = "auto",
         threads: int | None = None,
         captions: CaptionOptions | None = None,
+        cache: Path | None = None,
+        low_memory: bool = False,
+        tell: Callable[[str], None] | None = None,
     ) -> Decoder:
         """Load everything a decode needs.
 
@@ -100,6 +104,9 @@ class Decoder:
             engine: a back end, or ``auto``.
             threads: cores to use; by default all that this process may run on.
             captions: how tokens are chosen; by default the likeliest.
+            cache: folder of compiled plans; by default the user's.
+            low_memory: load each graph when its stage begins and let it go after it, which takes longer.
+            tell: called with a line of text when the engine does what takes long.
 
         Raises:
             InputError: a name that the bundle does not have.
@@ -109,7 +116,12 @@ class Decoder:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         opened.preset(preset)
         chosen = opened.subject(subject)
-        return cls(opened, chosen, create_engine(engine, threads), preset, captions or CaptionOptions())
+        graphs = decode_graphs(opened, [preset])
+        running = create_engine(engine, threads, cache=cache, tell=tell, graphs=graphs)
+        if low_memory:
+            passed_over, running = running.passed_over, OnDemandEngine(running)
+            running.passed_over = passed_over
+        return cls(opened, chosen, running, preset, captions or CaptionOptions())
 
     @property
     def steps(self) -> int:

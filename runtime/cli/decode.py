@@ -14,9 +14,10 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
-from unibrain_rt.cli.options import engine_option, threads_option
+from unibrain_rt.cli.options import cache_option, engine_option, low_memory_option, threads_option
 from unibrain_rt.decoder import Decoder, Reconstruction
-from unibrain_rt.errors import InputError, UnibrainError
+from unibrain_rt.engines import Probe
+from unibrain_rt.errors import InputError, UnibrainError, one_line
 from unibrain_rt.outputs import (
     SHEET_TILES,
     OutputPlan,
@@ -46,6 +47,8 @@ from unibrain_rt.scans import inspect_all, iter_scans
 @click.option("--preset", default="paper", show_default=True, help="Sampling preset of the bundle.")
 @engine_option
 @threads_option
+@cache_option
+@low_memory_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
 )
@@ -73,6 +76,8 @@ def command(
     preset: str,
     engine: str,
     threads: int | None,
+    cache: Path | None,
+    low_memory: bool,
     seed: int,
     temperature: float,
     top_p: float,
@@ -104,8 +109,19 @@ def command(
         click.echo(f"{kept.stem}: kept, {kept.existing[0]} exists (--overwrite decodes it again)", err=True)
     if plan.todo:
         decoder = Decoder.open(
-            opened, subject=subject, preset=preset, engine=engine, threads=threads, captions=captions
+            opened,
+            subject=subject,
+            preset=preset,
+            engine=engine,
+            threads=threads,
+            captions=captions,
+            cache=cache,
+            low_memory=low_memory,
+            tell=_note,
         )
+        for found in decoder.engine.passed_over:
+            if isinstance(found, Probe) and found.version is not None:
+                _note(f"passed over {found}")
         _decode_all(decoder, files, plan, fail if several else None, seed, overwrite, report)
     report.close()
     if failed:
@@ -124,6 +140,7 @@ def _decode_all(
     outputs = {output.stem: output for output in plan.todo}
     tiles: list[Tile] = []
     done = 0
+    fallen_back: set[str] = set()
     for scan in iter_scans(files, fail, plan.wanted):
         try:
             with _progress_bar(decoder.steps, scan.stem) as bar:
@@ -133,6 +150,9 @@ def _decode_all(
                 raise
             fail(error)
             continue
+        if new := sorted(set(result.fallbacks) - fallen_back):
+            fallen_back.update(new)
+            _note(f"{', '.join(new)}: computed in fp32, because numbers in half precision were not finite")
         record = {**result.record(), "scan": str(scan.source), "scan_index": scan.index}
         text = {"Description": result.caption or "", "Software": "unibrain-rt"}
         write_pair(outputs[scan.stem], result.image, record, text=text)
@@ -157,6 +177,10 @@ def _decode_all(
             click.echo(f"{sheet.name} needs Pillow: pip install pillow", err=True)
         else:
             write_png(sheet, drawn)
+
+
+def _note(line: str) -> None:
+    click.echo(one_line(line, 400), err=True)
 
 
 def _progress_bar(steps: int, label: str) -> Any:
