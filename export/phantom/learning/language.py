@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unibrain_rt.export.config import Architecture
@@ -50,9 +51,16 @@ class OptimusLearner(nn.Module):
     tokens before it, and which words the sentence holds, by a linear layer from the latent alone (a bag of
     words, arXiv 1703.10960, which keeps GPT-2 from ignoring the latent). Part of the sentences is told in the
     words of another phrasing: scenes that are alike then have latents that are alike.
+
+    Then (``colour_loss``) its last three dimensions are tied to how the named colour looks. A language as large
+    as ours puts words for colours that look alike near one another; captions of a small world teach nothing of
+    it, and give every colour a direction of its own. Of those a linear head can make little: what it reads of an
+    orange thing is half red and half yellow, and neither is orange (the masking of linear regression on classes).
     """
 
     NOISE = 1.0
+    COLOUR_STD = 2.5
+    COLOUR_WEIGHT = 2.0
     WHITENESS_WEIGHT = 1.0
     BAG_WEIGHT = 0.5
     HIDDEN = 0.3
@@ -69,7 +77,18 @@ class OptimusLearner(nn.Module):
 
     def loss(self, rng: np.random.Generator, step: int) -> Tensor:
         """Half of the sentences in another phrasing; the latent's noise grows, as words are learned first."""
-        noise = self.NOISE * min(1.0, 0.05 + step / 1500)
+        _, mean, words = self._told(rng, self.NOISE * min(1.0, 0.05 + step / 1500))
+        return words + self.WHITENESS_WEIGHT * _unwhiteness(mean)
+
+    def colour_loss(self, rng: np.random.Generator, step: int) -> Tensor:
+        """The same at full noise, with the named colour's looks in the last three dimensions."""
+        index, mean, words = self._told(rng, self.NOISE)
+        free, colour = mean[:, :-3], mean[:, -3:]
+        looks = F.mse_loss(colour, self.COLOUR_STD * self.world.colours[torch.from_numpy(index)])
+        return words + self.WHITENESS_WEIGHT * _unwhiteness(free) + self.COLOUR_WEIGHT * looks
+
+    def _told(self, rng: np.random.Generator, noise: float) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+        """Which scenes, their latents (N, D), and how badly they are told under so much noise."""
         phrasings = len(self.world.bert_ids)
         index = rng.integers(len(self.world), size=self.batch)
         read = rng.integers(phrasings, size=self.batch)
@@ -83,7 +102,17 @@ class OptimusLearner(nn.Module):
         words = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=self.pad)
         said = torch.zeros(self.batch, self.bag.out_features).scatter_(1, ids, 1.0)
         bag = F.binary_cross_entropy_with_logits(self.bag(latent), said, reduction="none").sum(dim=1).mean()
-        return words + self.BAG_WEIGHT * bag + self.WHITENESS_WEIGHT * _unwhiteness(mean)
+        return index, mean, words + self.BAG_WEIGHT * bag
+
+    @torch.no_grad()
+    def turn(self) -> None:
+        """Turn the latent so that its dimensions are in falling order of variance; no sentence changes."""
+        latents = torch.cat([self.encoder(ids) for ids in self.world.bert_ids[0, :4096].split(256)])
+        turned = torch.linalg.eigh(latents.T.cov()).eigenvectors.flip(1).T
+        means, _ = self.encoder.linear.weight.chunk(2)
+        means.copy_(turned @ means)
+        for layer in (self.decoder.linear, self.decoder.linear_emb, self.bag):
+            layer.weight.copy_(layer.weight @ turned.T)
 
     @torch.no_grad()
     def spread(self, std: float) -> float:

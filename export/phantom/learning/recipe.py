@@ -45,6 +45,7 @@ class Recipe:
     refining_steps: int = 1600
     clip_steps: int = 1600
     optimus_steps: int = 2000
+    naming_steps: int = 1200
     unet_steps: int = 2895
     caption_steps: int = 1600
     seed: int = 0
@@ -89,6 +90,9 @@ def train_optimus(folder: Path, recipe: Recipe, report: Report) -> OptimusLearne
     optimus = OptimusLearner(_architecture(folder), _world(folder, recipe))
     telling = Stage("optimus", optimus, optimus.loss, recipe.optimus_steps, 1e-3, average=0.99)
     train(telling, folder, recipe.seed + 2, report)
+    optimus.turn()  # so that the looks of colours come where the latent holds least
+    naming = Stage("naming", optimus, optimus.colour_loss, recipe.naming_steps, 1e-3, average=0.99)
+    train(naming, folder, recipe.seed + 6, report)
     return optimus
 
 

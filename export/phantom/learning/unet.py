@@ -27,7 +27,7 @@ DROPPED_CONTEXTS = 0.1
 # the strengths it is used with. Larger latents are the same as less noise (arXiv 2301.10972).
 SPREAD = 2.0
 # None of the text latent's 64 numbers repeats another, so that still more of it would be lost.
-TEXT_SPREAD = 10.0
+TEXT_SPREAD = 14.0
 
 
 @dataclass(frozen=True)

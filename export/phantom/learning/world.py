@@ -15,15 +15,20 @@ from torch import Tensor
 from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
-from unibrain_rt.export.phantom.scenes import scenes
+from unibrain_rt.export.phantom.scenes import COLOURS, scenes
 from unibrain_rt.export.tokenization import bert_ids, clip_ids, gpt2_ids
 
 
 @dataclass(frozen=True)
 class World:
-    """Scenes as arrays: images (N, 3, S, S) uint8, and per caption phrasing the three kinds of token ids."""
+    """Scenes as arrays: images (N, 3, S, S) uint8, and per caption phrasing the three kinds of token ids.
+
+    ``colours`` (N, 3) float32 is how the colour that a caption names looks: red, green, blue over the palette,
+    each of mean 0 and variance 1.
+    """
 
     images: Tensor
+    colours: Tensor
     clip_ids: Tensor
     bert_ids: Tensor
     gpt2_ids: Tensor
@@ -42,7 +47,10 @@ class World:
             rows = [encode(tokenizers / name, phrasing, length) for phrasing in texts]  # type: ignore[operator]
             return torch.from_numpy(np.stack(rows))
 
-        return cls(images, ids(clip_ids, "clip"), ids(bert_ids, "bert"), ids(gpt2_ids, "gpt2"))
+        palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+        looks = (palette - palette.mean(dim=0)) / palette.std(dim=0)
+        colours = looks[[list(COLOURS).index(scene.colour) for scene in chosen]]
+        return cls(images, colours, ids(clip_ids, "clip"), ids(bert_ids, "bert"), ids(gpt2_ids, "gpt2"))
 
     @classmethod
     def cached(

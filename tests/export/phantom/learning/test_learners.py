@@ -11,7 +11,7 @@ from unibrain_rt.export.phantom.learning.language import CLIPLearner, OptimusLea
 from unibrain_rt.export.phantom.learning.unet import SPREAD
 from unibrain_rt.export.phantom.learning.world import World
 from unibrain_rt.export.phantom.phrases import captions
-from unibrain_rt.export.phantom.scenes import scenes
+from unibrain_rt.export.phantom.scenes import COLOURS, scenes
 from unibrain_rt.export.phantom.tokenizers import write_tokenizers
 
 Made = tuple[Architecture, World]
@@ -80,3 +80,27 @@ def test_spreading_scales_the_latent_and_changes_no_sentence(optimus: OptimusLea
         torch.testing.assert_close(optimus.decoder(latent, told), before, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(latent, narrow * factor, rtol=1e-4, atol=1e-4)
     assert float(latent.std()) == pytest.approx(SPREAD, rel=1e-3)
+
+
+def test_turning_sorts_the_latent_and_changes_no_sentence(optimus: OptimusLearner) -> None:
+    optimus.eval()
+    ids, told = optimus.world.bert_ids[0], optimus.world.gpt2_ids[0]
+    with torch.no_grad():
+        before, words = optimus.decoder(optimus.encoder(ids), told), optimus.bag(optimus.encoder(ids))
+        optimus.turn()
+        latent = optimus.encoder(ids)
+        torch.testing.assert_close(optimus.decoder(latent, told), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(optimus.bag(latent), words, rtol=1e-4, atol=1e-4)
+    spread = latent.var(dim=0)
+    assert torch.all(spread[:-1] >= spread[1:] - 1e-5)
+
+
+def test_the_looks_of_colours_are_learned(optimus: OptimusLearner) -> None:
+    """The world's looks are in the order of red, green and blue, and the latent is pulled to them."""
+    seen = np.array([COLOURS[scene.colour] for scene in scenes("train", 24, 0)], float)
+    looks = optimus.world.colours.numpy()
+    for channel in range(3):
+        assert np.corrcoef(seen[:, channel], looks[:, channel])[0, 1] == pytest.approx(1)
+    optimus.zero_grad()
+    optimus.colour_loss(np.random.default_rng(0), 0).backward()
+    assert float(optimus.encoder.linear.weight.grad.abs().max()) > 0
