@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,15 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def copy_bundle(source: Path, target: Path) -> None:
     """Copy a bundle's manifest, and every file that it names, into the folder ``target``."""
-    manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-    for name in sorted(manifest["files"]):
+    copy_files(source, target, read_manifest(source)["files"])
+    shutil.copyfile(source / MANIFEST, target / MANIFEST)
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy these files of a bundle into the folder ``target``, to the same places."""
+    for name in sorted(names):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    shutil.copyfile(source / MANIFEST, target / MANIFEST)
 
 
 def check_name(name: str) -> None:
@@ -87,7 +91,7 @@ def check_name(name: str) -> None:
 def check_subject(bundle: Path, name: str, *, overwrite: bool = False) -> None:
     """Raise `InputError` now if `add_subject` would refuse this name in this bundle."""
     check_name(name)
-    if name in _manifest(bundle)["subjects"] and not overwrite:
+    if name in read_manifest(bundle)["subjects"] and not overwrite:
         problem = f"subject '{one_line(name, 40)}' is in the bundle already"
         raise input_error(bundle, f"{problem}: replace it with --overwrite, or choose another --subject")
 
@@ -151,7 +155,7 @@ def add_subject(bundle: Path, write: Callable[[Path], None], name: str, *, overw
 
 def set_default_subject(bundle: Path, name: str) -> None:
     """Whose scans the bundle takes where nobody says whose they are."""
-    _put_manifest(bundle, {**_manifest(bundle), "default_subject": name})
+    _put_manifest(bundle, {**read_manifest(bundle), "default_subject": name})
 
 
 def _roll_back(folder: Path, old: Path, taken: bool) -> None:
@@ -163,7 +167,8 @@ def _roll_back(folder: Path, old: Path, taken: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``bundle.json`` as it stands."""
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return manifest
 

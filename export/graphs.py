@@ -212,6 +212,11 @@ def optimus_decode(decoder: OptimusDecoder, latent_size: int, slots: int) -> Gra
         "key_cache": torch.zeros(cache),
         "value_cache": torch.zeros(cache),
     }
-    outputs = ("logits", "next_key_cache", "next_value_cache", "next_position")
-    feedback = {"next_key_cache": "key_cache", "next_value_cache": "value_cache", "next_position": "position"}
+    feedback = {
+        "next_key_cache": "key_cache",
+        "next_value_cache": "value_cache",
+        "next_position": "position",
+        "next_token": "token",
+    }
+    outputs = ("logits", *feedback)
     return Graph("optimus_decode", OptimusStep(decoder, slots), example, outputs, feedback=feedback)

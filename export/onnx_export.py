@@ -1,20 +1,13 @@
-"""One graph to one ONNX file: tracing, tensor names, stored weights.
-
-Weights are streamed to disk one tensor at a time, so exporting needs the checkpoint once in memory at most.
-Graphs may share a ``WeightFile``: a tensor that occurs in several of them (the context transformers do in
-both step graphs) is stored once.
-"""
+"""One graph to one ONNX model: tracing, tensor names, nothing of the machine it was made on."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -24,78 +17,25 @@ from onnxscript.optimizer import optimize_ir
 from transformers import PreTrainedModel
 
 from unibrain_rt.export.folding import fold_views_of_weights
+from unibrain_rt.export.graph_folder import save_graph
 from unibrain_rt.export.graphs import Graph
 from unibrain_rt.export.operators import TRANSLATIONS, define_functions
 from unibrain_rt.export.precision import Precision, set_precision
 
 OPSET = 18
-EXTERNAL_BYTES = 1.5e9
-_INLINE_BYTES = 1024
-_ALIGNMENT = 4096
 
 
-class WeightFile:
-    """External data that several graphs may refer to; equal tensors are written once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("wb")
-        self._known: dict[tuple[ir.DataType, bytes], int] = {}
-
-    def __enter__(self) -> WeightFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def store(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        """Write the tensor, unless an equal one is there, and return a reference to it."""
-        data = tensor.tobytes()
-        # TensorRT refuses a place that is read as weights of different counts: zeros of fp16 and of fp32, say.
-        key = tensor.dtype, hashlib.sha256(data).digest()
-        if key not in self._known:
-            # Aligned offsets can be mapped into memory.
-            self._file.seek(-(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT)
-            self._known[key] = self._file.tell()
-            self._file.write(data)
-            self._file.flush()
-        return ir.ExternalTensor(
-            self.path.name,
-            self._known[key],
-            len(data),
-            tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=tensor.name or "",
-            base_dir=self.path.parent,
-        )
-
-
-def export_graph(graph: Graph, folder: Path, precision: Precision, weights: WeightFile | None) -> Path:
-    """Trace the graph's module and write ``<folder>/<name>.onnx``.
-
-    Weights go into ``weights`` if given, else into a file beside the graph if they exceed 1.5 GB, else into
-    the graph.
-    """
+def export_graph(graph: Graph, folder: Path, precision: Precision) -> Path:
+    """Trace the graph's module and write ``<folder>/<name>.onnx``, as `save_graph` does."""
     model = trace(graph)
-    fold_views_of_weights(model)
     set_precision(model, precision)
-    RemoveUnusedNodesPass()(model)
-    define_functions(model)
     path = folder / f"{graph.name}.onnx"
-    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if weights is not None:
-        _store(model, weights)
-    elif stored > EXTERNAL_BYTES:
-        with WeightFile(folder / f"{graph.name}.weights") as own:
-            _store(model, own)
-    ir.save(model, path)
+    save_graph(model, path)
     return path
 
 
 def trace(graph: Graph) -> ir.Model:
-    """The module as an ONNX model with the graph's tensor names, weights still in torch's memory.
+    """The module as an fp32 ONNX model with the graph's tensor names, weights still in torch's memory.
 
     optimum exports transformers' own models (the CLIP towers), torch's exporter all others.
     """
@@ -103,6 +43,9 @@ def trace(graph: Graph) -> ir.Model:
         model = _by_optimum(graph) if isinstance(graph.module, PreTrainedModel) else _by_torch(graph)
     model.graph.name = graph.name
     _drop_metadata(model)
+    fold_views_of_weights(model)
+    RemoveUnusedNodesPass()(model)
+    define_functions(model)
     return model
 
 
@@ -161,13 +104,6 @@ def _by_optimum(graph: Graph) -> ir.Model:
     for value, example in zip(model.graph.outputs, [graph.module(**graph.example)], strict=True):
         value.shape = ir.Shape(["N", *example.shape[1:]])
     return model
-
-
-def _store(model: ir.Model, weights: WeightFile) -> None:
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= _INLINE_BYTES:
-            value.const_value = weights.store(tensor)
 
 
 def _drop_metadata(model: ir.Model) -> None:

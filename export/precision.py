@@ -7,6 +7,7 @@ guidance and sampler's update, whose errors would add up over the steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -66,17 +67,38 @@ def set_precision(model: ir.Model, precision: Precision) -> None:
         _store_in_half(model)
 
 
-def _store_in_half(model: ir.Model) -> None:
+def undo_half_weights(model: ir.Model) -> None:
+    """Make an fp32 model in place of one whose weights are stored in half, as `read_from_half` leaves it."""
     graph = model.graph
-    casts = []
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != _FLOAT or tensor.size < _SMALL:
+    for node in list(graph):
+        half = node.inputs[0] if node.op_type == "Cast" else None
+        if half is None or half.const_value is None or half.dtype != _HALF or half.name is None:
             continue
-        half = _half_initializer(graph, value)
-        cast = ir.Node("", "Cast", [half], [ir.AttrInt64("to", _FLOAT.value)], num_outputs=1)
-        cast.outputs[0].name = f"{name}_fp32"
-        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(_FLOAT), value.shape
+        if node.attributes["to"].as_int() == _FLOAT.value:
+            single = _initializer(graph, half, half.name.removesuffix("_half"), _FLOAT)
+            ir.convenience.replace_all_uses_with(node.outputs[0], single)
+            graph.remove(node, safe=True)
+            if not half.uses():
+                del graph.initializers[half.name]
+
+
+def _store_in_half(model: ir.Model) -> None:
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    large = [
+        name
+        for name, tensor in tensors.items()
+        if tensor is not None and tensor.dtype == _FLOAT and tensor.size >= _SMALL
+    ]
+    read_from_half(model.graph, large)
+
+
+def read_from_half(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Replace these fp32 initializers by ones in half, called ``<name>_half``, that are cast before anything runs."""
+    casts = []
+    for name in names:
+        value = graph.initializers[name]
+        half = _initializer(graph, value, f"{name}_half", _HALF)
+        cast = cast_node(half, _FLOAT, f"{name}_fp32")
         casts.append(cast)
         ir.convenience.replace_all_uses_with(value, cast.outputs[0])
         del graph.initializers[name]
@@ -93,11 +115,9 @@ def _to_half(model: ir.Model) -> None:
         key = (id(value), to)
         if key not in converted:
             if value.const_value is not None and to == _HALF:
-                converted[key] = _half_initializer(graph, value)
+                converted[key] = _initializer(graph, value, f"{value.name}_half", _HALF)
             else:
-                node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", to.value)], num_outputs=1)
-                node.outputs[0].name = f"{value.name}_{'fp16' if to == _HALF else 'fp32'}"
-                node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), value.shape
+                node = cast_node(value, to, f"{value.name}_{'fp16' if to == _HALF else 'fp32'}")
                 graph.insert_before(before, node)
                 converted[key] = node.outputs[0]
         return converted[key]
@@ -121,7 +141,7 @@ def _to_half(model: ir.Model) -> None:
         for value in node.outputs:
             if value.dtype == _FLOAT and node.op_type != "Constant":
                 value.type = ir.TensorType(wanted)
-    _cast_outputs(graph)
+    cast_outputs(graph, [_FLOAT if value.name in FP32_TENSORS else _HALF for value in graph.outputs])
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
 
@@ -132,35 +152,47 @@ def _keeps_fp32(node: ir.Node) -> bool:
     )
 
 
-def _cast_outputs(graph: ir.Graph) -> None:
-    for place, value in enumerate(list(graph.outputs)):
-        want = _FLOAT if value.name in FP32_TENSORS else _HALF
-        if value.dtype not in (_FLOAT, _HALF) or value.dtype == want:
+def cast_node(value: ir.Value, to: ir.DataType, name: str | None) -> ir.Node:
+    """A node, in no graph yet, that casts ``value`` to its output ``name``."""
+    # Named here, since names made up on saving count what was there before: the same graph would be another file.
+    node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", to.value)], num_outputs=1, name=f"cast_{name}")
+    output = node.outputs[0]
+    output.name, output.type, output.shape = name, ir.TensorType(to), value.shape
+    return node
+
+
+def cast_outputs(graph: ir.Graph, wanted: Sequence[ir.DataType | None]) -> None:
+    """Cast the outputs that are fp32 or fp16 to the types ``wanted``; their names stay."""
+    for place, (value, want) in enumerate(zip(list(graph.outputs), wanted, strict=True)):
+        if want is None or value.dtype not in (_FLOAT, _HALF) or value.dtype == want:
             continue
         name = value.name
         value.name = f"{name}_{'fp16' if want == _FLOAT else 'fp32'}"
-        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", want.value)], num_outputs=1)
-        node.outputs[0].name, node.outputs[0].shape = name, value.shape
-        node.outputs[0].type = ir.TensorType(want)
+        node = cast_node(value, want, name)
         graph.append(node)
         graph.outputs[place] = node.outputs[0]
 
 
-def _half_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    name = f"{value.name}_half"
+def _initializer(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType) -> ir.Value:
+    """The initializer ``value`` in another type, under another name; it is converted when it is written."""
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = value.const_value
     assert tensor is not None
-    half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(_HALF))
+    other = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype))
     shape = ir.Shape(tensor.shape.numpy())
-    half.const_value = ir.LazyTensor(partial(_half_tensor, tensor), dtype=_HALF, shape=shape, name=name)
-    graph.register_initializer(half)
-    return half
+    convert = _half_tensor if dtype == _HALF else _single_tensor
+    other.const_value = ir.LazyTensor(partial(convert, tensor), dtype=dtype, shape=shape, name=name)
+    graph.register_initializer(other)
+    return other
 
 
 def _half_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(_saturated(tensor.numpy()))
+
+
+def _single_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(np.float32))
 
 
 def _saturated(array: np.ndarray) -> np.ndarray:

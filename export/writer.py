@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from safetensors.torch import save_file
 
@@ -19,8 +18,9 @@ from unibrain_rt.export import checkpoint as checkpoints
 from unibrain_rt.export import graphs
 from unibrain_rt.export.bundle_folder import check_free, new_folder, write_manifest
 from unibrain_rt.export.checkpoint import Checkpoint
+from unibrain_rt.export.graph_folder import GRAPHS, GraphFolder
 from unibrain_rt.export.graphs import Graph
-from unibrain_rt.export.onnx_export import WeightFile, export_graph
+from unibrain_rt.export.onnx_export import trace
 from unibrain_rt.export.pixels import clip_pixels
 from unibrain_rt.export.precision import Precision
 from unibrain_rt.export.tokenization import clip_ids
@@ -29,15 +29,7 @@ from unibrain_rt.presets import PRESETS
 Report = Callable[[str, int, int], None]
 CAPTION_TOKENS = 30
 ENCODED_TOKENS = 64
-UNET_WEIGHTS = "unet.weights"
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "vocab.txt")
-_ONNX_TYPES = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.INT64: "int64",
-    onnx.TensorProto.INT32: "int32",
-    onnx.TensorProto.BOOL: "bool",
-}
 
 
 def write_bundle(
@@ -63,7 +55,7 @@ def write_bundle(
     check_free(out, overwrite=overwrite)
     checkpoints.check(checkpoint)
     with new_folder(out, overwrite=overwrite) as partial:
-        records = _export_graphs(checkpoint, partial / "graphs", precision, report)
+        records = _export_graphs(checkpoint, partial / GRAPHS, precision, report)
         save_file(_unconditional(checkpoint), partial / CONSTANTS)
         (partial / CONSTANTS).chmod(0o644)  # safetensors writes for the owner alone
         tokenizers = _copy_tokenizers(checkpoint, partial)
@@ -84,21 +76,17 @@ def write_bundle(
 def _export_graphs(
     checkpoint: Checkpoint, folder: Path, precision: Precision, report: Report | None
 ) -> dict[str, dict[str, Any]]:
-    folder.mkdir(parents=True)
     makers = _graph_makers(checkpoint)
-    records = {}
-    with WeightFile(folder / UNET_WEIGHTS) as weights:
+    with GraphFolder(folder, precision) as written:
         for number, (name, make) in enumerate(makers.items(), start=1):
             if report is not None:
                 report(name, number, len(makers))
             graph = make()
-            shared = weights if name.startswith("unet_") else None
-            path = export_graph(graph, folder, precision, shared)
-            records[name] = _describe(path, graph)
+            written.add(trace(graph), graph.feedback)
             # The next graph's weights need the room of this one's.
             del graph
             gc.collect()
-    return records
+    return written.records
 
 
 def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
@@ -141,27 +129,6 @@ def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
 def _load(checkpoint: Checkpoint, loader: Callable[..., Any], *arguments: Any) -> Any:
     """One model in fp32, from files opened for it alone: with the model go the pages that were read for it."""
     return loader(checkpoint.fresh(), torch.float32, *arguments)
-
-
-def _describe(path: Path, graph: Graph) -> dict[str, Any]:
-    model = onnx.load(path, load_external_data=False)
-
-    def tensors(values: Any) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": value.name,
-                "dtype": _ONNX_TYPES[value.type.tensor_type.elem_type],
-                "shape": [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim],
-            }
-            for value in values
-        ]
-
-    return {
-        "file": f"graphs/{path.name}",
-        "inputs": tensors(model.graph.input),
-        "outputs": tensors(model.graph.output),
-        "feedback": graph.feedback,
-    }
 
 
 def _unconditional(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -274,12 +274,28 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
             raise BundleError(
                 f"{fields.where}: feedback {output} does not fit an input; export the bundle again"
             )
-    file = fields.take("file", str)
-    if file not in files:
-        raise BundleError(
-            f"{fields.where}: {file} is not among the manifest's files; export the bundle again"
-        )
-    return GraphSpec(name, folder / file, inputs, outputs, feedback)
+    file, fallback = fields.take("file", str), fields.optional("fallback", str)
+    weights = fields.optional("weights", list)
+    if weights is None:  # of a bundle from before they were noted: all that lies beside and is no graph
+        beside = PurePosixPath(file).parent
+        weights = [
+            other for other in files if PurePosixPath(other).parent == beside and not other.endswith(".onnx")
+        ]
+    named = [file, *weights] if fallback is None else [file, fallback, *weights]
+    for other in named:
+        if not isinstance(other, str) or other not in files:
+            raise BundleError(
+                f"{fields.where}: {other} is not among the manifest's files; export the bundle again"
+            )
+    return GraphSpec(
+        name,
+        folder / file,
+        inputs,
+        outputs,
+        feedback,
+        files={PurePosixPath(other).name: files[other].sha256 for other in named},
+        fallback=None if fallback is None else folder / fallback,
+    )
 
 
 def _tensor(fields: Fields) -> TensorSpec:

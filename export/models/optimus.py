@@ -84,10 +84,11 @@ class OptimusStep(nn.Module):
 
     def forward(
         self, latent: Tensor, token: Tensor, position: Tensor, key_cache: Tensor, value_cache: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Latent (1, D), token (1,), position (1,), caches (layers, heads, slots, width).
 
-        Returns logits (1, vocabulary), both caches with this token in them, and the next position.
+        Returns logits (1, vocabulary), both caches with this token in them, the next position, and the likeliest
+        next token (1,), the lowest of equals.
         """
         gpt2, sizes = self.decoder.transformer, self.decoder.sizes
         memory = self.decoder.memory(latent)[:, 0]
@@ -112,7 +113,8 @@ class OptimusStep(nn.Module):
             keys_out.append(keys)
             values_out.append(values)
         logits = self.decoder.lm_head(gpt2.ln_f(h))
-        return logits, torch.stack(keys_out), torch.stack(values_out), position + 1
+        likeliest = logits.argmax(dim=-1)
+        return logits, torch.stack(keys_out), torch.stack(values_out), position + 1, likeliest
 
 
 def _known(sizes: Mapping[str, Any]) -> dict[str, Any]:

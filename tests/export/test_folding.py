@@ -33,7 +33,7 @@ def test_parts_of_a_weight_are_stored_apart(tmp_path: Path, sizes: tuple[int, ..
     torch.manual_seed(0)
     module = Parts(sizes).eval()
     graph = Graph("parts", module, {"x": torch.randn(1, 3, 64)}, ("y",))
-    path = export_graph(graph, tmp_path, "fp32", None)
+    path = export_graph(graph, tmp_path, "fp32")
     model = onnx.load(path)
     assert not {"Split", "Slice", "Transpose"} & {node.op_type for node in model.graph.node}
     shapes = sorted(tuple(tensor.dims) for tensor in model.graph.initializer)

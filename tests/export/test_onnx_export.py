@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from unibrain_rt.export.graphs import Graph, SamplerUpdate
-from unibrain_rt.export.onnx_export import WeightFile, export_graph
+from unibrain_rt.export.onnx_export import export_graph
 from unibrain_rt.export.precision import Precision
 
 
@@ -49,7 +48,7 @@ def run(path: Path, graph: Graph) -> list[np.ndarray]:
 def test_every_precision_computes_the_module(
     graph: Graph, tmp_path: Path, precision: Precision, rtol: float
 ) -> None:
-    path = export_graph(graph, tmp_path, precision, None)
+    path = export_graph(graph, tmp_path, precision)
     onnx.checker.check_model(str(path), full_check=True)
     with torch.no_grad():
         expected = graph.module(*graph.example.values())
@@ -59,7 +58,7 @@ def test_every_precision_computes_the_module(
 
 
 def test_fp16_graphs_state_the_type_of_everything(graph: Graph, tmp_path: Path) -> None:
-    model = onnx.load(export_graph(graph, tmp_path, "fp16", None))
+    model = onnx.load(export_graph(graph, tmp_path, "fp16"))
     types = {
         value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)
     }
@@ -83,33 +82,11 @@ def test_fp16_graphs_state_the_type_of_everything(graph: Graph, tmp_path: Path) 
 
 
 def test_half_weights_halve_the_file(graph: Graph, tmp_path: Path) -> None:
-    full = export_graph(graph, tmp_path, "fp32", None).stat().st_size
-    assert export_graph(graph, tmp_path, "fp32-half-weights", None).stat().st_size < 0.75 * full
-
-
-def test_graphs_share_equal_weights_in_one_file(graph: Graph, tmp_path: Path) -> None:
-    with WeightFile(tmp_path / "all.weights") as weights:
-        export_graph(graph, tmp_path, "fp32", weights)
-        once = (tmp_path / "all.weights").stat().st_size
-        twin = Graph("twin", graph.module, graph.example, graph.outputs)
-        export_graph(twin, tmp_path, "fp32", weights)
-        assert (tmp_path / "all.weights").stat().st_size == once
-    for first, second in zip(
-        run(tmp_path / "block.onnx", graph), run(tmp_path / "twin.onnx", graph), strict=True
-    ):
-        np.testing.assert_array_equal(first, second)
-
-
-def test_equal_bytes_of_another_type_are_stored_apart(tmp_path: Path) -> None:
-    with WeightFile(tmp_path / "all.weights") as weights:
-        single = weights.store(ir.tensor(np.zeros(320, np.float32)))
-        again = weights.store(ir.tensor(np.zeros((20, 16), np.float32)))
-        half = weights.store(ir.tensor(np.zeros(640, np.float16)))
-    assert single.offset == again.offset
-    assert single.offset != half.offset
+    full = export_graph(graph, tmp_path, "fp32").stat().st_size
+    assert export_graph(graph, tmp_path, "fp32-half-weights").stat().st_size < 0.75 * full
 
 
 def test_no_path_of_the_exporting_machine_is_kept(graph: Graph, tmp_path: Path) -> None:
-    content = export_graph(graph, tmp_path, "fp32", None).read_bytes()
+    content = export_graph(graph, tmp_path, "fp32").read_bytes()
     assert b".py" not in content
     assert str(Path.home()).encode() not in content

@@ -67,7 +67,7 @@ def test_self_attention_is_one_node_with_its_meaning(
     tmp_path: Path, precision: Precision, rtol: float
 ) -> None:
     graph = attention_graph(33, 33)
-    model = onnx.load(export_graph(graph, tmp_path, precision, None))
+    model = onnx.load(export_graph(graph, tmp_path, precision))
     onnx.checker.check_model(model, full_check=True)
     expected = graph.module(*graph.example.values())
     assert operators(model).count(ATTENTION) == 1
@@ -85,7 +85,7 @@ def test_onnx_runtime_runs_its_own_kernel_for_it(tmp_path: Path) -> None:
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
     session = onnxruntime.InferenceSession(
-        str(export_graph(graph, tmp_path, "fp32", None)), options, providers=["CPUExecutionProvider"]
+        str(export_graph(graph, tmp_path, "fp32")), options, providers=["CPUExecutionProvider"]
     )
     session.run(None, {name: value.numpy() for name, value in graph.example.items()})
     events = json.loads(Path(session.end_profiling()).read_text())
@@ -105,7 +105,7 @@ def test_onnx_runtime_runs_its_own_kernel_for_it(tmp_path: Path) -> None:
 )
 def test_attention_to_other_keys_is_standard(tmp_path: Path, mask: Tensor | None) -> None:
     graph = attention_graph(33, 7, mask)
-    model = onnx.load(export_graph(graph, tmp_path, "fp32", None))
+    model = onnx.load(export_graph(graph, tmp_path, "fp32"))
     assert not model.functions
     assert ATTENTION_DOMAIN not in {entry.domain for entry in model.opset_import}
     assert relative_error(run(model, graph), graph.module(*graph.example.values())) < 1e-5
@@ -113,7 +113,7 @@ def test_attention_to_other_keys_is_standard(tmp_path: Path, mask: Tensor | None
 
 def test_gelu_is_fused_by_onnx_runtime(tmp_path: Path) -> None:
     graph = Graph("gelu", Gelu(), {"x": torch.linspace(-6, 6, 64)[None]}, ("y",))
-    model = onnx.load(export_graph(graph, tmp_path, "fp32", None))
+    model = onnx.load(export_graph(graph, tmp_path, "fp32"))
     assert relative_error(run(model, graph), graph.module(*graph.example.values())) < 1e-6
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")

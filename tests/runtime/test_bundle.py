@@ -43,6 +43,24 @@ def test_a_bundle_opens(tiny: Any, tiny_template: Path) -> None:
     assert bundle.subject().voxels == bundle.subject("sub-01").voxels == tiny.VOXELS
 
 
+def test_a_graph_knows_its_files(tiny_bundle: Path) -> None:
+    """What was noted of them; of bundles made before that, every file of weights beside the graphs."""
+    found = Bundle.open(tiny_bundle).graph("unet_time")
+    records = json.loads((tiny_bundle / "bundle.json").read_text())["files"]
+    assert found.fallback is None
+    assert found.files == {
+        name: records[f"graphs/{name}"]["sha256"] for name in ("unet_time.onnx", "unet.weights")
+    }
+
+    def note(manifest: dict[str, Any]) -> None:
+        manifest["graphs"]["unet_time"].update(weights=[], fallback="graphs/unet_context.onnx")
+
+    edit(tiny_bundle, note)
+    found = Bundle.open(tiny_bundle).graph("unet_time")
+    assert found.fallback == tiny_bundle / "graphs" / "unet_context.onnx"
+    assert set(found.files) == {"unet_time.onnx", "unet_context.onnx"}
+
+
 def test_unconditional_contexts(tiny: Any, tiny_template: Path) -> None:
     image, text = Bundle.open(tiny_template).unconditional_contexts()
     assert image.shape == (1, tiny.TOKENS["image"], tiny.WIDTH)
@@ -212,6 +230,12 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "a subject outside": (lambda m: m["subjects"].append("../sub-01"), "subjects must be plain names"),
     "a subject that is no text": (lambda m: m["subjects"].append({}), "subjects must be plain names"),
     "a graph's file that is not listed": (lambda m: step(m).update(file="graphs/x.onnx"), "is not among"),
+    "weights that are not listed": (lambda m: step(m).update(weights=["graphs/x"]), "x is not among"),
+    "weights that are no text": (lambda m: step(m).update(weights=[{}]), "is not among"),
+    "weights that are no list": (lambda m: step(m).update(weights="unet"), "weights must be list"),
+    "a fallback that is not listed": (lambda m: step(m).update(fallback="graphs/x.onnx"), "is not among"),
+    "a fallback outside": (lambda m: step(m).update(fallback="../x.onnx"), "is not among"),
+    "a fallback that is no text": (lambda m: step(m).update(fallback=3), "fallback must be str"),
     "no file": (lambda m: step(m).pop("file"), "file is missing"),
     "an unknown type": (lambda m: step(m)["inputs"][0].update(dtype="complex64"), "unknown type 'complex64'"),
     "a size of 0": (lambda m: step(m)["inputs"][0].update(shape=[1, 0]), "sizes above 0"),

@@ -134,7 +134,7 @@ def write_judge(folder: Path, judge: Judge) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     graph = Graph("judge", judge, {INPUT: torch.zeros(2, 3, SIDE, SIDE)}, (OUTPUT,), batch=True)
-    path = export_graph(graph, folder, "fp32-half-weights", None)
+    path = export_graph(graph, folder, "fp32-half-weights")
     file = FeatureFile(
         name="Judge",
         measure="identification",
