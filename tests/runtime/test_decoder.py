@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -413,3 +414,47 @@ def test_the_shipped_bundle_decodes_an_example(phantom_bundle: Path, repository:
     result = decoder.decode(np.load(scan, allow_pickle=False).astype(np.float32))
     assert result.caption
     assert result.image.std() > 10
+
+
+# --- Falling back to fp32 -----------------------------------------------------------------------------------
+
+
+def give_fallback(tiny: Any, bundle: Path, graph: str) -> None:
+    """Keep the graph as it is as its own fallback."""
+    manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
+    record = manifest["graphs"][graph]
+    record["fallback"] = record["file"].replace(".onnx", ".fp32.onnx")
+    shutil.copy(bundle / record["file"], bundle / record["fallback"])
+    tiny.seal(bundle, graphs=manifest["graphs"])
+
+
+@pytest.mark.parametrize(
+    ("graph", "opened"),
+    [
+        ("autokl_decode", ("autokl_decode",)),
+        ("optimus_decode", ("optimus_decode",)),
+        ("unet_text_step", ("unet_text_step",)),
+        ("unet_context", ("unet_context",)),
+    ],
+)
+def test_numbers_that_are_not_finite_are_computed_again_in_fp32(
+    open_decoder: Open, tiny: Any, tiny_bundle: Path, graph: str, opened: tuple[str, ...]
+) -> None:
+    want = open_decoder(tiny_bundle).decode(tiny.scan())
+    give_fallback(tiny, tiny_bundle, graph)
+    spoil(tiny, tiny_bundle, graph, np.inf)
+    decoder = open_decoder(tiny_bundle)
+    for _ in range(2):
+        got = decoder.decode(tiny.scan())
+        np.testing.assert_array_equal(got.image, want.image)
+        assert got.caption == want.caption
+        assert got.fallbacks == opened
+        assert got.record()["fallbacks"] == list(opened)
+    assert "fallbacks" not in want.record()
+
+
+def test_a_fallback_that_fails_too_ends_the_decode(open_decoder: Open, tiny: Any, tiny_bundle: Path) -> None:
+    spoil(tiny, tiny_bundle, "autokl_decode", np.nan)
+    give_fallback(tiny, tiny_bundle, "autokl_decode")
+    with pytest.raises(EngineError, match="the image decoder gave numbers that are not finite"):
+        open_decoder(tiny_bundle).decode(tiny.scan())
