@@ -14,6 +14,8 @@ from unibrain_rt.engines.errors import EngineError
 
 #: Fastest first: the order in which ``auto`` tries them. Each module has ``probe`` and ``create``.
 MODULES = {
+    "tensorrt": "unibrain_rt.engines.tensorrt.native",
+    "tensorrt-rtx": "unibrain_rt.engines.tensorrt.rtx",
     "onnxruntime": "unibrain_rt.engines.onnxruntime",
 }
 ENGINES = tuple(MODULES)
@@ -49,13 +51,15 @@ class Settings:
 
     ``threads``: cores to use, by default all that this process may run on. ``cache``: folder of compiled plans, by
     default the user's. ``tell``: called with a line of text when something takes long. ``targets``: compute
-    capabilities to build for, such as ``sm89``; by default that of the device here.
+    capabilities to build for, such as ``sm89``; by default that of the device here. ``capture``: whether a GPU's work
+    is captured and replayed as a CUDA graph.
     """
 
     threads: int | None = None
     cache: Path | None = None
     tell: Callable[[str], None] | None = None
     targets: tuple[str, ...] = field(default=())
+    capture: bool = True
 
 
 def probe(name: str) -> Probe:
@@ -72,11 +76,12 @@ def create_engine(
     tell: Callable[[str], None] | None = None,
     targets: Sequence[str] = (),
     graphs: Sequence[tuple[GraphSpec, int]] = (),
+    capture: bool = True,
 ) -> Engine:
     """The back end called ``name``; ``auto`` is the fastest that works here.
 
     Args:
-        threads, cache, tell: see `Settings`.
+        threads, cache, tell, capture: see `Settings`.
         targets: see `Settings`. With any, a back end need only be installed: what it compiles, it does not run here.
         graphs: what will be opened, with the size of its free axes: ``auto`` passes over an engine that would have to
             compile them for minutes first.
@@ -84,7 +89,7 @@ def create_engine(
     Raises:
         EngineError: an unknown name, or a back end that cannot be used here.
     """
-    settings = Settings(threads, cache, tell, tuple(targets))
+    settings = Settings(threads, cache, tell, tuple(targets), capture)
     if name == "auto":
         name = os.environ.get(ENGINE_VARIABLE) or name
     if name != "auto":

@@ -25,7 +25,7 @@ RUNTIME, ENGINES, EXPORT, BENCHMARKS = (
     f"unibrain_rt{suffix}" for suffix in ("", ".engines", ".export", ".benchmarks")
 )
 
-BACK_ENDS = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
+BACK_ENDS = {"cuda", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 RUNTIME_LIBRARIES = {"numpy", "click", "PIL", "nibabel"}
 NOT_EVERYWHERE = {"PIL", "nibabel"}
 """A decode runs without them."""

@@ -1,0 +1,1 @@
+"""NVIDIA devices: memory, streams, and whole decodes as one captured graph."""

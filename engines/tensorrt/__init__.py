@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: one code on two libraries."""

@@ -1,0 +1,18 @@
+"""TensorRT-RTX: for GeForce and RTX cards, compiled ahead also where there is none."""
+
+from __future__ import annotations
+
+from unibrain_rt.engines.base import Engine
+from unibrain_rt.engines.catalogue import Probe, Settings
+from unibrain_rt.engines.tensorrt.engine import TensorRtEngine, probe_kind
+from unibrain_rt.engines.tensorrt.library import RTX, Library
+
+
+def probe() -> Probe:
+    """Whether TensorRT-RTX is here, and a GPU that it has kernels for."""
+    return probe_kind(RTX)
+
+
+def create(settings: Settings) -> Engine:
+    """Raises EngineError where the library does not load. Without a GPU, it compiles for others."""
+    return TensorRtEngine(Library(RTX), settings)
