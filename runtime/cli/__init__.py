@@ -16,6 +16,8 @@ from unibrain_rt import __version__
 COMMANDS = {
     "decode": ("unibrain_rt.cli.decode", "Decode scans into images and captions."),
     "info": ("unibrain_rt.cli.info", "Show what a bundle holds."),
+    "doctor": ("unibrain_rt.cli.doctor", "Tell what works on this machine, and what does not."),
+    "build": ("unibrain_rt.cli.build", "Compile a bundle's graphs for a GPU engine."),
     "verify": ("unibrain_rt.cli.verify", "Compare a bundle's graphs with recorded reference outputs."),
     "export": ("unibrain_rt.export.cli", "Turn a published checkpoint into a bundle."),
     "fit": ("unibrain_rt.export.fitting.cli", "Fit a subject from scans, stimuli and captions."),

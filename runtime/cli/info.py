@@ -10,14 +10,12 @@ import click
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
+from unibrain_rt.cli.tables import cell_text, size_text, table
 from unibrain_rt.engines import GraphSpec
 from unibrain_rt.errors import one_line
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
 from unibrain_rt.subject import TENSOR_FILE, Subject
-
-_UNITS = ("bytes", "kB", "MB", "GB", "TB")
-_CELL = 48  # characters of a cell, at most
 
 
 @click.command("info", cls=JsonCommand, short_help="Show what a bundle holds.")
@@ -127,10 +125,10 @@ def _subject(subject: Subject, size_bytes: Mapping[str, int]) -> dict[str, Any]:
 
 def _lines(described: Mapping[str, Any]) -> Iterable[str]:
     sizes = described["sizes"]
-    yield f"{_text(described['name'])}  {_text(described['precision'])}  {described['fingerprint']}"
-    yield f"{described['bundle']}, {_size(described['size_bytes'])}"
+    yield f"{cell_text(described['name'])}  {cell_text(described['precision'])}  {described['fingerprint']}"
+    yield f"{described['bundle']}, {size_text(described['size_bytes'])}"
     yield ""
-    yield from _table(
+    yield from table(
         [
             ["image", _shape(sizes["image"]), "latent", _shape(sizes["image_latent"])],
             ["caption", "yes" if described["captions"] else "no", "latent", _shape(sizes["text_latent"])],
@@ -141,11 +139,11 @@ def _lines(described: Mapping[str, Any]) -> Iterable[str]:
     )
     yield ""
     files = {**described["graphs"], **described["weights"]}
-    rows = [[name, _size(part["size_bytes"])] for name, part in files.items()]
+    rows = [[name, size_text(part["size_bytes"])] for name, part in files.items()]
     total = sum(part["size_bytes"] for part in files.values())
-    yield from _table([["graph", "size"], *rows, ["all graphs", _size(total)]], right={1})
+    yield from table([["graph", "size"], *rows, ["all graphs", size_text(total)]], right={1})
     yield ""
-    yield from _table(
+    yield from table(
         [
             ["preset", "sampler", "steps", "strength", "guidance", "image context in images, in captions"],
             *(
@@ -164,9 +162,9 @@ def _lines(described: Mapping[str, Any]) -> Iterable[str]:
     for name, subject in described["subjects"].items():
         yield ""
         mask = "no mask" if subject["mask"] is None else f"mask {_shape(subject['mask'])}"
-        size = "" if subject["size_bytes"] is None else f", {_size(subject['size_bytes'])}"
-        yield f"subject {_text(name)}: {subject['voxels']:,} voxels, {mask}{size}"
-        yield from _table(
+        size = "" if subject["size_bytes"] is None else f", {size_text(subject['size_bytes'])}"
+        yield f"subject {cell_text(name)}: {subject['voxels']:,} voxels, {mask}{size}"
+        yield from table(
             [
                 ["head", "shape", "rank", "alpha", "held-out r", "fidelity"],
                 *(
@@ -197,31 +195,8 @@ def _facts(facts: Mapping[str, Any], title: str) -> Iterable[str]:
         yield f"{title}: {one_line(', '.join(plain))}"
 
 
-def _table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> Iterable[str]:
-    """Rows of cells in columns two blanks apart, those of ``right`` aligned to the right."""
-    aligned = set(right)
-    cells = [[_text(cell) for cell in row] for row in rows]
-    widths = [max(len(row[n]) for row in cells if len(row) > n) for n in range(max(map(len, cells)))]
-    for row in cells:
-        padded = (c.rjust(widths[n]) if n in aligned else c.ljust(widths[n]) for n, c in enumerate(row))
-        yield "  ".join(padded).rstrip()
-
-
-def _text(value: str) -> str:
-    """What a manifest says, fit for a terminal."""
-    return one_line(value, _CELL)
-
-
 def _shape(shape: Sequence[object]) -> str:
     return " × ".join(str(size) for size in shape)
-
-
-def _size(count: float) -> str:
-    for unit in _UNITS:
-        if count < 1000 or unit == _UNITS[-1]:
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
 def _number(value: float | None) -> str:
