@@ -138,10 +138,14 @@ def _files(graph: GraphSpec) -> dict[str, str]:
         # Both forms of a graph are listed, and only one of them is compiled.
         own = {graph.path.name: graph.files[graph.path.name]}
         return own | {name: digest for name, digest in graph.files.items() if not name.endswith(".onnx")}
-    beside = [path for path in graph.path.parent.iterdir() if path.is_file() and path.suffix != ".onnx"]
-    with graph.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        named = [path for path in beside if content.find(path.name.encode()) >= 0]
-    return {path.name: _sha256(path) for path in (graph.path, *sorted(named))}
+    try:
+        beside = [path for path in graph.path.parent.iterdir() if path.is_file() and path.suffix != ".onnx"]
+        with graph.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            named = [path for path in beside if content.find(path.name.encode()) >= 0]
+        return {path.name: _sha256(path) for path in (graph.path, *sorted(named))}
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        problem = f"the graph's files cannot be read ({error})"
+        raise EngineError(f"{graph.path.name}: {problem}; export the bundle again") from error
 
 
 def _sha256(path: Path) -> str:
