@@ -70,17 +70,19 @@ class Replay:
             work.enqueue(False)
 
     def _capture(self, work: Work) -> None:
-        kept = [self._copy(buffer) for buffer in work.fed]
+        kept: list[DeviceBuffer] = []
         failure, replayed, graph = "", list[Array](), None
         try:
+            kept = [self._copy(buffer) for buffer in work.fed]
             graph = CapturedGraph(self._stream, lambda: work.enqueue(True), work.keeps)
             if graph.nodes < work.pieces + len(work.marks):
                 raise EngineError("kernels are missing from it; does the engine run on another device?")
             replayed = self._replayed(graph, work)
         except EngineError as error:
             failure = str(error)
+            self._memory.cuda.clear_error()
         # What is left behind is a plain run's, whatever the graph did.
-        for buffer, copy in zip(work.fed, kept, strict=True):
+        for copy, buffer in zip(kept, work.fed, strict=False):
             self._move(copy, buffer)
         work.enqueue(False)
         if not failure and not _alike(replayed, self._read(work.written)):

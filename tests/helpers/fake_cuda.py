@@ -166,6 +166,10 @@ class FakeCuda:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         return self._at(address, size).view(dtype).reshape(shape)
 
+    def captures(self, stream: int) -> bool:
+        """Whether a stream is being captured."""
+        return any(found.number == stream and found.captured is not None for found in self._streams)
+
     def kernel(self, stream: int, name: str, action: Callable[[], None], **details: Any) -> bool:
         """Give a kernel to a stream; False where CUDA refuses it."""
         found = next((stream_ for stream_ in self._streams if stream_.number == stream), None)
