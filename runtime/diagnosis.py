@@ -227,9 +227,11 @@ def check_choice(choice: Choice, gpus: Gpus) -> Check:
     text = choice.engine if choice.device is None else f"{choice.engine} on {choice.device}"
     if choice.variable is not None:
         return Check("auto", OK, f"{text}, because {ENGINE_VARIABLE} says so")
-    passed_over = [str(found) for found in choice.passed_over if found.version is not None]
+    passed_over = [
+        f"{found.engine} ({found.problem})" for found in choice.passed_over if found.version is not None
+    ]
     if passed_over:
-        text = f"{text}; passed over {'; '.join(passed_over)}"
+        text = f"{text}; passed over {', '.join(passed_over)}"
     idle = bool(gpus.devices) and choice.engine not in GPU_ENGINES
     if idle:
         return Check(

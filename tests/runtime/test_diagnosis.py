@@ -149,11 +149,11 @@ def test_two_onnxruntimes_are_a_problem() -> None:
 def test_what_auto_takes() -> None:
     passed_over = (ABSENT, Probe("cuda", "1.31", problem="no plans"))
     chosen = Choice("onnxruntime", "cpu", passed_over=passed_over)
-    assert check_choice(chosen, Gpus()).text == "onnxruntime on cpu; passed over cuda: no plans"
+    assert check_choice(chosen, Gpus()).text == "onnxruntime on cpu; passed over cuda (no plans)"
     idle = check_choice(chosen, WORKSTATION.gpus)
     assert (idle.state, idle.text) == (
         WARNING,
-        "onnxruntime on cpu; passed over cuda: no plans; the GPU is not used",
+        "onnxruntime on cpu; passed over cuda (no plans); the GPU is not used",
     )
     assert check_choice(Choice("tensorrt", "RTX"), WORKSTATION.gpus).state == OK
     told = check_choice(Choice("onnxruntime", "cpu", variable="onnxruntime"), WORKSTATION.gpus)
