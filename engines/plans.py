@@ -40,8 +40,8 @@ class PlanKey:
     """What a plan was made of: another value anywhere is another plan.
 
     ``files`` is the SHA-256 of the graph's file and of its weights, by file name. ``settings`` are the back end's own:
-    ``version``, ``target`` (such as ``sm89``), ``free`` (size of the free axes), precision and what else changes what is
-    compiled.
+    ``version``, ``target`` (such as ``sm89``), ``free`` (size of the free axes), precision, and all else that changes what
+    is compiled.
     """
 
     engine: str
@@ -356,8 +356,6 @@ def _differences(old: PlanKey, new: PlanKey) -> list[str]:
             found.append(f"built with {TITLES.get(new.engine, new.engine)} {was}, this is {now}")
         elif name == "target":
             found.append(f"built for {was}, not {now}")
-        elif name == "free":
-            found.append(f"built with free axes of {was}, not {now}")
         else:
             found.append(f"built with {name} {was}, not {now}")
     changed = [

@@ -106,7 +106,7 @@ def test_a_plan_is_built_once_for_each_target_and_size(engine: CopyingEngine, gr
     other = engine.build(graph, 74, "sm89")
     assert (other.target, other.reason) == (
         "sm89",
-        "built with free axes of 1, not 74, built for sm86, not sm89",
+        "built with free 1, not 74, built for sm86, not sm89",
     )
     assert engine.build(graph, 1, "sm86").hit, "which is the one here"
     assert engine.compiled == [("step.onnx", 1, None), ("step.onnx", 74, "sm89")]
@@ -132,7 +132,7 @@ def test_opening_without_a_plan_says_what_to_run(engine: CopyingEngine, graph: G
     engine.build(graph)
     with pytest.raises(EngineError, match=r"\(never built\); run: .* --fallbacks"):
         engine.open(twin(graph))
-    with pytest.raises(EngineError, match=r"\(built with free axes of 1, not 2\)"):
+    with pytest.raises(EngineError, match=r"\(built with free 1, not 2\)"):
         engine.open(graph, free=2)
     engine.version = "2.0"
     with pytest.raises(EngineError, match=r"\(built with copying 1.0, this is 2.0\)"):
@@ -163,7 +163,7 @@ def test_auto_is_told_of_plans_that_are_missing(engine: CopyingEngine, graph: Gr
     reason = engine.unready([(graph, 1), (graph, 2)])
     assert reason is not None
     assert reason.startswith(
-        "1 of 2 plans are missing (step: built with free axes of 1, not 2); run: unibrain-rt build"
+        "1 of 2 plans are missing (step: built with free 1, not 2); run: unibrain-rt build"
     )
 
 

@@ -90,7 +90,7 @@ def test_a_digest_covers_all_of_a_key() -> None:
     [
         (changed(target="sm89"), "built for sm86, not sm89"),
         (changed(version="1.8.0"), "built with TensorRT-RTX 1.7.1, this is 1.8.0"),
-        (changed(free="74"), "built with free axes of 1, not 74"),
+        (changed(free="74"), "built with free 1, not 74"),
         (changed(workspace="4 GB"), "built with workspace none, not 4 GB"),
         (replace(KEY, files={**KEY.files, "unet.weights": "c"}), "unet.weights has changed"),
         (
