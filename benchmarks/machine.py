@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from unibrain_rt.engines.onnxruntime import usable_cores
+from unibrain_rt.engines.host import usable_cores
 
 PACKAGES = ("numpy", "onnx", "onnxruntime", "torch", "diffusers", "transformers", "safetensors")
 # Vector extensions that decide how fast matrices multiply, as Linux names them.

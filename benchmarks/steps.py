@@ -23,7 +23,7 @@ from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import FLOWS, Float, Flow, step_inputs
 from unibrain_rt.benchmarks.peers import PEERS, Source
 from unibrain_rt.benchmarks.workers import Pool, Worker, WorkerError
-from unibrain_rt.engines.onnxruntime import usable_cores
+from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.export.config import Architecture
 
 Round = dict[str, dict[str, float]]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from unibrain_rt.engines.onnxruntime import usable_cores
+from unibrain_rt.engines.host import usable_cores
 
 Float = NDArray[np.float64]
 Picture: TypeAlias = NDArray[np.uint8]
