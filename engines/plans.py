@@ -40,8 +40,8 @@ class PlanKey:
     """What a plan was made of: another value anywhere is another plan.
 
     ``files`` is the SHA-256 of the graph's file and of its weights, by file name. ``settings`` are the back end's own:
-    ``version``, ``target`` (such as ``sm89``), ``free`` (size of the free axes), precision, and all else that changes what
-    is compiled.
+    ``version``, ``target`` (such as ``sm89``), ``free`` (size of the free axes), precision, and whatever else changes
+    what is compiled.
     """
 
     engine: str
