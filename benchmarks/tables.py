@@ -12,6 +12,8 @@ LABELS = {
     "torch/partitioned": "our torch module, partitioned",
     "diffusers/whole": "diffusers, whole step",
     "onnxruntime-fp16/partitioned": "ONNX Runtime, fp16 step graph",
+    "openvino/partitioned": "OpenVINO, step graph",
+    "openvino-fp16/partitioned": "OpenVINO, fp16 step graph",
 }
 
 
@@ -23,7 +25,7 @@ def report(results: Mapping[str, Any]) -> str:
         "`python -m unibrain_rt.benchmarks.published`; every number, round by round, is in the JSON file of "
         "the same name. GB is 10⁹ bytes, GiB 2³⁰.",
         "## Machine",
-        *map(_machine, results["machines"]),
+        *map(machine_line, results["machines"]),
     ]
     if results.get("checkpoint"):
         sections += ["## Checkpoint", _checkpoint(results["checkpoint"])]
@@ -54,13 +56,13 @@ _STEPS_NOTE = (
 )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The first column is text, the others are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
+def machine_line(machine: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     extensions = ", ".join(machine["vector_extensions"]) or "no vector extensions known"
     return (
@@ -92,7 +94,7 @@ def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
         "memory below that means that it is never in memory twice. *start* is before the first graph; the "
         "last graph's row also holds the constants and the SHA-256 of every file."
     )
-    return "\n\n".join([_table(head, rows), note, _stages(exports), _files(exports)])
+    return "\n\n".join([table(head, rows), note, _stages(exports), _files(exports)])
 
 
 def _stages(exports: Sequence[Mapping[str, Any]]) -> str:
@@ -104,7 +106,7 @@ def _stages(exports: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [name, *(cell for column in columns for cell in _stage_cells(column.get(name)))] for name in names
     ]
-    return _table(["graph", *titles], rows)
+    return table(["graph", *titles], rows)
 
 
 def _files(exports: Sequence[Mapping[str, Any]]) -> str:
@@ -113,7 +115,7 @@ def _files(exports: Sequence[Mapping[str, Any]]) -> str:
         [f"`{name}`", *(f"{e['files'][name] / 1e6:,.1f}" if name in e["files"] else "–" for e in exports)]
         for name in names
     ]
-    return _table(["file, MB", *(export["precision"] for export in exports)], rows)
+    return table(["file, MB", *(export["precision"] for export in exports)], rows)
 
 
 def _stage_cells(stage: Mapping[str, Any] | None) -> list[str]:
@@ -132,7 +134,7 @@ def _flow(flow: Mapping[str, Any]) -> str:
         f"Measured together, as far as they fit in memory: {groups}. "
         f"Load average before: {flow['load_average_before']}."
     )
-    times = _table(
+    times = table(
         ["variant", "median", "range", "processor time", "error"],
         [
             [
@@ -145,14 +147,14 @@ def _flow(flow: Mapping[str, Any]) -> str:
             for variant, spread in flow["seconds"].items()
         ],
     )
-    ratios = _table(
+    ratios = table(
         ["times faster, within a round", "median", "range"],
         [
             [name, f"**{spread['median']:.2f}**", f"{spread['min']:.2f}–{spread['max']:.2f}"]
             for name, spread in flow["ratios"].items()
         ],
     )
-    peers = _table(
+    peers = table(
         ["process", "load, imports included", "first step", "peak RSS", "peak own"],
         [
             [
