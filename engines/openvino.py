@@ -30,7 +30,7 @@ _COMPILE_WHEN_OPENED = b"unibrain-rt: compiled when it is opened\n"
 _DEVICE = "CPU"
 _EXACT = {"SNIPPETS_MODE": "DISABLE"}
 """OpenVINO's fused attention (2026.4, AVX2) is wrong by a half where there are few tokens; without it a published image
-step takes a twentieth more."""
+step takes a tenth more."""
 _TYPES = {"f32": "float32", "f16": "float16", "i64": "int64", "i32": "int32", "boolean": "bool"}
 _LINE_CHARACTERS = 200
 
