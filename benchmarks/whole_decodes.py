@@ -227,7 +227,6 @@ def torch_modules(
     checkpoint: Path, config: Path | None, slots: int, dtype: Any, device: str
 ) -> dict[str, Any]:
     """The modules of the graphs that a decode runs, by graph."""
-    import torch
 
     from unibrain_rt.export import graphs
     from unibrain_rt.export.models.optimus import OptimusStep
@@ -243,5 +242,6 @@ def torch_modules(
         "autokl_decode": graphs.autokl_decode(vae, opened.architecture).module,
         "optimus_decode": OptimusStep(optimus, slots),
     }
-    torch.set_grad_enabled(False)
+    for module in modules.values():
+        module.requires_grad_(False)
     return modules
