@@ -1,20 +1,20 @@
-"""A stand-in for TensorRT whose plans really compute: ONNX Runtime runs them on the stand-in's device memory.
+"""A stand-in for TensorRT: plans are run on the stand-in's device memory, by whatever computes graphs for it.
 
 It takes from a caller what TensorRT takes, and no more: addresses that are aligned, one after another, and a stream. What
 is behind them is read and written when the stream gets there. The first run of a context allocates, as TensorRT's may.
+Needs numpy alone: `onnx_graphs` computes with ONNX Runtime, `lean_stand_ins` makes numbers up.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import onnx
-import onnxruntime
 from fake_cuda import ALIGNMENT, OK, FakeCuda
 
 DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64", "INT32", "BOOL"])
@@ -24,12 +24,37 @@ Capability = enum.Enum("Capability", ["NONE", "CURRENT", "SM75", "SM89", "SM120"
 Severity = enum.IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO"])
 
 _TYPES = {
-    "tensor(float)": (DataType.FLOAT, np.float32),
-    "tensor(float16)": (DataType.HALF, np.float16),
-    "tensor(int64)": (DataType.INT64, np.int64),
-    "tensor(int32)": (DataType.INT32, np.int32),
-    "tensor(bool)": (DataType.BOOL, np.bool_),
+    "float32": DataType.FLOAT,
+    "float16": DataType.HALF,
+    "int64": DataType.INT64,
+    "int32": DataType.INT32,
+    "bool": DataType.BOOL,
 }
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Of a graph; a size of -1 is a free axis."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Graph(Protocol):
+    """What a file computes: tensors by name, and outputs, in their order, of inputs."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+    def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]: ...
+
+
+class Graphs(Protocol):
+    """Reads files of graphs: ``operators`` are (operator, node's name) of each node."""
+
+    def operators(self, path: str) -> Iterable[tuple[str, str]]: ...
+
+    def open(self, path: str) -> Graph: ...
 
 
 class ILogger:
@@ -41,7 +66,8 @@ class IProgressMonitor:
 
 
 class FakeTensorRt:
-    """The module. ``device`` is where it runs; None where there is none, as for one that only compiles.
+    """The module. ``device`` is where it runs; None where there is none, as for one that only compiles. ``graphs`` is
+    what reads and computes graphs.
 
     Ways to go wrong: ``during_capture`` is called by every run that is captured, ``refuse`` names operators that the
     parser does not take, ``compiles`` and ``loads`` False, ``opinion`` is what it says then.
@@ -55,8 +81,8 @@ class FakeTensorRt:
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
 
-    def __init__(self, device: FakeCuda | None) -> None:
-        self.device = device
+    def __init__(self, device: FakeCuda | None, graphs: Graphs) -> None:
+        self.device, self.graphs = device, graphs
         self.during_capture: Callable[[], bool] | None = None
         self.refuse: set[str] = set()
         self.compiles = self.loads = True
@@ -147,21 +173,13 @@ class _Parser:
         return self._errors[place]
 
     def parse_from_file(self, path: str) -> bool:
-        model = onnx.load(path, load_external_data=False)
-        for node in model.graph.node:
-            if node.op_type in self._library.refuse:
-                words = {"node_operator": node.op_type, "node_name": node.name, "desc": "no importer\nfor it"}
+        for operator, name in self._library.graphs.operators(path):
+            if operator in self._library.refuse:
+                words = {"node_operator": operator, "node_name": name, "desc": "no importer\nfor it"}
                 self._errors.append(SimpleNamespace(**{k: lambda v=v: v for k, v in words.items()}))
                 return False
-        inputs = [
-            SimpleNamespace(
-                name=value.name,
-                shape=tuple(
-                    d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim
-                ),
-            )
-            for value in model.graph.input
-        ]
+        found = self._library.graphs.open(path).inputs
+        inputs = [SimpleNamespace(name=name, shape=tensor.shape) for name, tensor in found.items()]
         self._network.path, self._network.num_inputs = path, len(inputs)
         self._network.get_input = inputs.__getitem__
         return True
@@ -180,15 +198,12 @@ class _Runtime:
 
 class _Engine:
     def __init__(self, library: FakeTensorRt, log: Any, plan: dict[str, Any]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
         self.library, self.log = library, log
         self.name = plan["path"].rsplit("/", 1)[-1].removesuffix(".onnx")
-        self.session = onnxruntime.InferenceSession(plan["path"], options, providers=["CPUExecutionProvider"])
+        self.graph = library.graphs.open(plan["path"])
         self._nodes = {
-            **{node.name: (node, TensorIOMode.INPUT) for node in self.session.get_inputs()},
-            **{node.name: (node, TensorIOMode.OUTPUT) for node in self.session.get_outputs()},
+            **{name: (tensor, TensorIOMode.INPUT) for name, tensor in self.graph.inputs.items()},
+            **{name: (tensor, TensorIOMode.OUTPUT) for name, tensor in self.graph.outputs.items()},
         }
         self.fixed = {name: tuple(shape) for name, shape in plan["shapes"].items()}
         self.num_io_tensors = len(self._nodes)
@@ -200,10 +215,10 @@ class _Engine:
         return self._nodes[name][1]
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return _TYPES[self._nodes[name][0].type][0]
+        return _TYPES[self._nodes[name][0].dtype]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(size if isinstance(size, int) else -1 for size in self._nodes[name][0].shape)
+        return self._nodes[name][0].shape
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.DEVICE
@@ -252,8 +267,7 @@ class _Context:
             engine.log.log(Severity.ERROR, "cannot be captured")
             return False
         addresses = dict(self._addresses)
-        names = [node.name for node in (*engine.session.get_inputs(), *engine.session.get_outputs())]
-        missing = [name for name in names if name not in addresses]
+        missing = [name for name in (*engine.graph.inputs, *engine.graph.outputs) if name not in addresses]
         if missing:
             engine.log.log(Severity.ERROR, f"{missing[0]} has no address")
             return False
@@ -264,11 +278,10 @@ class _Context:
         device.array(self._scratch, (1024,), np.uint8)
         free = next((shape[0] for shape in self._shapes.values()), 1)
         feeds = {}
-        for node in engine.session.get_inputs():
-            shape = tuple(size if isinstance(size, int) else free for size in node.shape)
-            feeds[node.name] = device.array(addresses[node.name], shape, _TYPES[node.type][1]).copy()
-        results = engine.session.run(None, feeds)
-        for node, result in zip(engine.session.get_outputs(), results, strict=True):
+        for name, tensor in engine.graph.inputs.items():
+            shape = tuple(free if size < 0 else size for size in tensor.shape)
+            feeds[name] = device.array(addresses[name], shape, np.dtype(tensor.dtype)).copy()
+        for name, result in zip(engine.graph.outputs, engine.graph.run(feeds), strict=True):
             if device.lossy and device.replaying and result.dtype.kind == "f":
                 result = result + 1
-            device.array(addresses[node.name], result.shape, result.dtype)[...] = result
+            device.array(addresses[name], result.shape, result.dtype)[...] = result

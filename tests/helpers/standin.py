@@ -9,6 +9,7 @@ import numpy as np
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRt
 from onnx import helper
+from onnx_graphs import OnnxGraphs
 from tiny import Specs, save_graph
 
 from unibrain_rt.engines import GraphSpec, Settings, TensorSpec
@@ -21,7 +22,7 @@ class StandIn:
 
     def __init__(self, cache: Path, kind: Kind = NATIVE, **options: Any) -> None:
         self.fake = FakeCuda()
-        self.library = FakeTensorRt(self.fake)
+        self.library = FakeTensorRt(self.fake, OnnxGraphs())
         self.told: list[str] = []
         settings = Settings(cache=cache, tell=self.told.append, **options)
         self.engine = TensorRtEngine(Library(kind, self.library), settings, cuda=self.fake)

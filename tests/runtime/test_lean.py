@@ -16,7 +16,11 @@ from built_wheel import install, make_environment, run, site_packages
 OLDEST = (3, 10)
 LIBRARIES = ("numpy>=1.24,<2", "click")
 """JetPack 6's own libraries were built against numpy 1."""
-STAND_INS = ("tensorrt", "cuda/bindings/runtime", "cuda/bindings/driver")
+STAND_INS = {"tensorrt": "TENSORRT", "cuda/bindings/runtime": "CUDA"}
+"""NVIDIA's modules, and what of `lean_stand_ins` each of them is."""
+STAND_IN = "import lean_stand_ins\n\ndef __getattr__(name): return getattr(lean_stand_ins.{name}, name)\n"
+GRAPHS = 6
+"""That a decode runs."""
 RUNTIME_FOLDERS = ("runtime", "engines")
 
 
@@ -41,10 +45,10 @@ def lean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = make_environment(interpreter, tmp_path_factory.mktemp("lean") / "venv")
     install(python, *LIBRARIES)
     install(python, "--no-deps", str(wheel))
-    for name in STAND_INS:
-        module = site_packages(python) / f"{name}.py"
+    for path, name in STAND_INS.items():
+        module = site_packages(python) / f"{path}.py"
         module.parent.mkdir(parents=True, exist_ok=True)
-        module.write_text('__version__ = "10.3.0"\n', encoding="utf-8")
+        module.write_text(STAND_IN.format(name=name), encoding="utf-8")
     return python
 
 
@@ -74,17 +78,29 @@ def test_the_command_line_starts(lean: Path, tmp_path: Path) -> None:
 
 def test_a_decode_runs_and_loads_nothing_else(lean: Path, repository: Path, tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "helpers" / "lean_decode.py"
-    done = run(lean, script, repository / "examples" / "scan.npy", tmp_path / "out", folder=tmp_path)
+    scan, cache = repository / "examples" / "scan.npy", tmp_path / "cache"
+    done = run(lean, script, scan, cache, tmp_path / "out", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
-    stand_ins = {name.split("/")[0] for name in STAND_INS}
+    stand_ins = {path.split("/")[0] for path in STAND_INS}
     at_the_start = {"_distutils_hack"}  # of the environment itself
     allowed = {"unibrain_rt", "numpy", "click"} | stand_ins | at_the_start
-    assert set(told["libraries"]) <= allowed
+    assert stand_ins <= set(told["libraries"]) <= allowed
     assert {"unibrain_rt.decoder", "unibrain_rt.cli.decode", "unibrain_rt.engines.onnxruntime"} <= set(
         told["modules"]
     )
+    assert told["built"] == len(list(cache.glob("*.plan"))) == GRAPHS
+    # All launches of one scan give the same, and what the device is given matters.
+    *same, other = told["pictures"]
+    assert len(set(same)) == 1
+    assert other not in same
+    trace = told["trace"]
+    assert trace["cudaStreamBeginCapture"] == trace["cudaGraphInstantiate"] > 0
+    # Each graph is launched once to be compared, and then instead of what was captured.
+    assert trace["cudaGraphLaunch"] > trace["cudaStreamBeginCapture"]
+    assert trace["done:kernel"] > 0
+    assert trace["cudaFree"] == trace["cudaMalloc"] > 0
     png = (tmp_path / "out" / "scan.png").read_bytes()
     record = json.loads((tmp_path / "out" / "scan.json").read_text("utf-8"))
     assert struct.unpack_from(">II", png, 16) == tuple(record["image_size"]) == (64, 64)
-    assert record["engine"] == "idle"
+    assert record["engine"] == "tensorrt"

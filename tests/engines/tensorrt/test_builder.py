@@ -22,6 +22,7 @@ pytest.importorskip("onnxruntime")
 standin = importlib.import_module("standin")
 fake_cuda = importlib.import_module("fake_cuda")
 fake_tensorrt = importlib.import_module("fake_tensorrt")
+onnx_graphs = importlib.import_module("onnx_graphs")
 
 
 def stand(folder: Path, kind: library.Kind = NATIVE, **options: Any) -> Any:
@@ -242,7 +243,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A machine with both libraries and a GPU, to take things away from."""
     fake = fake_cuda.FakeCuda()
     for kind in (NATIVE, RTX):
-        monkeypatch.setitem(sys.modules, kind.modules[0], fake_tensorrt.FakeTensorRt(fake))
+        made = fake_tensorrt.FakeTensorRt(fake, onnx_graphs.OnnxGraphs())
+        monkeypatch.setitem(sys.modules, kind.modules[0], made)
     monkeypatch.setattr(engine, "Cuda", lambda bindings=None: Cuda(fake))
     monkeypatch.setattr(library, "is_jetson", lambda: False)
     return fake
