@@ -35,6 +35,7 @@ from unibrain_rt.benchmarks.whole_decodes import (
 )
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine, EngineError, Settings, create_engine, probe
+from unibrain_rt.engines.onnx_file import read_onnx
 
 NAME = "gpu"
 REFERENCE = "torch eager"
@@ -138,13 +139,7 @@ def _bound(
 
 def weights_bytes(path: Path) -> int:
     """Bytes of a graph's weights, wherever they are stored."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    sizes = onnx.helper.tensor_dtype_to_np_dtype
-    return sum(
-        int(np.prod(tensor.dims)) * sizes(tensor.data_type).itemsize for tensor in model.graph.initializer
-    )
+    return sum(tensor.size_bytes for tensor in read_onnx(path).graph.initializers)
 
 
 def measure(

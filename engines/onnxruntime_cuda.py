@@ -30,7 +30,7 @@ from unibrain_rt.engines.base import Array, Call, Engine, GraphSpec, Program, Pr
 from unibrain_rt.engines.catalogue import Probe, Settings
 from unibrain_rt.engines.errors import EngineError
 from unibrain_rt.engines.host import first_line, turns
-from unibrain_rt.engines.onnx_nodes import count_nodes
+from unibrain_rt.engines.onnx_file import read_onnx
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING, ONNX_TYPES, load
 
 NAME = "cuda"
@@ -175,7 +175,7 @@ class CudaSession(Session):
         self._native = self._load()
         self._own: dict[int, _Launch] = {}
         self.kernels = self.in_thread(self._count_kernels).result()
-        promised = count_nodes(graph.path)[ATTENTION]
+        promised = sum(node.op_type == ATTENTION for node in read_onnx(graph.path).graph.nodes)
         if self.kernels[ATTENTION] != promised:
             told = f"{self.kernels[ATTENTION]} of {promised} attention nodes have a kernel"
             tell(f"{graph.name}: {told} in this onnxruntime-gpu; the others are slower")

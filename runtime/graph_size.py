@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,14 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import GraphSpec
+from unibrain_rt.engines import EngineError, GraphSpec
+from unibrain_rt.engines.onnx_file import read_onnx
 from unibrain_rt.errors import BundleError
 from unibrain_rt.subject import TENSOR_FILE
-
-# Numbers of the fields of ONNX's messages, onnx.proto: ModelProto.graph, GraphProto.initializer,
-# TensorProto.external_data, StringStringEntryProto.key and .value.
-_GRAPH, _INITIALIZER, _EXTERNAL, _KEY, _VALUE = 7, 5, 13, 1, 2
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True)
@@ -70,52 +65,7 @@ def weight_bytes(path: Path) -> int:
         BundleError: the file cannot be read, or is no ONNX.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return len(data) + sum(_external_lengths(data))
-    except (OSError, ValueError, IndexError) as error:
-        raise BundleError(f"{path}: cannot be read as ONNX ({error}); export the bundle again") from error
-
-
-def _external_lengths(data: mmap.mmap) -> Iterator[int]:
-    for graph in _fields(data, (0, len(data)), _GRAPH):
-        for tensor in _fields(data, graph, _INITIALIZER):
-            for entry in _fields(data, tensor, _EXTERNAL):
-                key, value = (
-                    b"".join(data[start:end] for start, end in _fields(data, entry, number))
-                    for number in (_KEY, _VALUE)
-                )
-                if key == b"length":
-                    yield int(value)
-
-
-def _fields(data: mmap.mmap, span: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
-    """Where the fields of bytes with that number lie in a message of protocol buffers. Raises ValueError."""
-    place, end = span
-    while place < end:
-        tag, place = _varint(data, place)
-        kind = tag & 7
-        if kind == _VARINT:
-            _, place = _varint(data, place)
-        elif kind in (_FIXED64, _FIXED32):
-            place += 8 if kind == _FIXED64 else 4
-        elif kind == _BYTES:
-            length, place = _varint(data, place)
-            if place + length > end:
-                raise ValueError("a field ends after its message")
-            if tag >> 3 == wanted:
-                yield place, place + length
-            place += length
-        else:
-            raise ValueError(f"no field is of kind {kind}")
-
-
-def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        byte = data[place]
-        value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 0x80:
-            return value, place
-        if shift > 63:
-            raise ValueError("a number has too many bytes")
+        tensors = read_onnx(path).graph.initializers
+        return path.stat().st_size + sum(tensor.external.length for tensor in tensors if tensor.external)
+    except EngineError as error:
+        raise BundleError(str(error)) from error
