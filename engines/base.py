@@ -203,6 +203,13 @@ class Engine(ABC):
         """Why opening these graphs, of so large free axes, would take minutes; None where it would not."""
         return None
 
+    def check(self, graph: GraphSpec, free: int = 1) -> None:  # noqa: B027 - most back ends have nothing to look for
+        """Open a graph to see whether it runs as fast as it was made to, where a back end can tell.
+
+        Raises:
+            EngineError: it does not, or cannot be opened.
+        """
+
     def open(self, graph: GraphSpec, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
         """Load a graph.
 
