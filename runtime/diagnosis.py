@@ -269,24 +269,23 @@ def check_cache(folder: Path | None) -> tuple[Check, dict[str, Any] | None]:
     """The folder of compiled plans: how full it is, and whether it can be written."""
     try:
         cache = PlanCache(folder)
-        plans = cache.plans()
+        records = cache.plans()
     except EngineError as error:
         return Check("plans", WARNING, str(error)), None
-    size_bytes = sum(record.size_bytes for record in plans)
+    size_bytes = sum(record.size_bytes for record in records)
+    plans = sum(record.key.is_plan for record in records)
     nearest = next(place for place in (cache.folder, *cache.folder.absolute().parents) if place.exists())
     writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
     free_bytes = shutil.disk_usage(nearest).free
     facts = {
         "folder": str(cache.folder),
-        "plans": len(plans),
+        "plans": plans,
         "size_bytes": size_bytes,
         "limit_bytes": cache.limit_bytes,
         "writable": writable,
         "free_bytes": free_bytes,
     }
-    text = (
-        f"{len(plans)}, {gigabytes(size_bytes)} of at most {gigabytes(cache.limit_bytes)}, in {cache.folder}"
-    )
+    text = f"{plans}, {gigabytes(size_bytes)} of at most {gigabytes(cache.limit_bytes)}, in {cache.folder}"
     if not writable:
         return Check(
             "plans", WARNING, f"{text}: cannot be written", "name another folder with --cache"

@@ -195,11 +195,11 @@ def _row_text(row: dict[str, Any]) -> str:
 def _show(plans: PlanCache, report: JsonReport) -> None:
     found = plans.plans()
     if found:
-        for line in table(_listing(found), right={4, 5}):
+        for line in table(_listing(found), right={5, 6}):
             _print(report, line)
     total = size_text(sum(record.size_bytes for record in found))
     limit = size_text(plans.limit_bytes)
-    _print(report, f"{len(found)} plans, {total} of at most {limit}, in {plans.folder}")
+    _print(report, f"{_count(found)}, {total} of at most {limit}, in {plans.folder}")
     facts = {"cache": str(plans.folder), "limit_bytes": plans.limit_bytes}
     report.add({**facts, "plans": [_plan(record) for record in found]})
 
@@ -209,14 +209,21 @@ def _prune(
 ) -> None:
     removed = plans.prune(limit_bytes=keep, unused_for_days=older_than, everything=everything)
     if removed:
-        for line in table(_listing(removed), right={4, 5}):
+        for line in table(_listing(removed), right={5, 6}):
             _print(report, line)
     freed = size_text(sum(record.size_bytes for record in removed))
     left = plans.plans()
     kept = size_text(sum(record.size_bytes for record in left))
-    _print(report, f"removed {len(removed)} plans, {freed}; {len(left)} are left, {kept}, in {plans.folder}")
+    _print(report, f"removed {_count(removed)}, {freed}; {_count(left)} are left, {kept}, in {plans.folder}")
     facts = {"cache": str(plans.folder), "removed": [_plan(record) for record in removed]}
     report.add({**facts, "plans": [_plan(record) for record in left]})
+
+
+def _count(records: Sequence[PlanRecord]) -> str:
+    """How many plans; what a back end compiled when it ran them is told of where there is any."""
+    plans = sum(record.key.is_plan for record in records)
+    kernels = len(records) - plans
+    return f"{plans} plans and the kernels of {kernels}" if kernels else f"{plans} plans"
 
 
 def _listing(records: Sequence[PlanRecord]) -> list[list[str]]:
@@ -225,6 +232,7 @@ def _listing(records: Sequence[PlanRecord]) -> list[list[str]]:
             record.key.engine,
             record.key.settings.get("version", "?"),
             record.key.graph,
+            record.key.holds,
             record.key.settings.get("target", "–"),
             size_text(record.size_bytes),
             f"{record.seconds:.1f} s",
@@ -233,7 +241,7 @@ def _listing(records: Sequence[PlanRecord]) -> list[list[str]]:
         ]
         for record in records
     ]
-    return [["engine", "version", "graph", "target", "size", "took", "built", "used"], *rows]
+    return [["engine", "version", "graph", "holds", "target", "size", "took", "built", "used"], *rows]
 
 
 def _plan(record: PlanRecord) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Executable:
 
 
 class FakeCuda:
-    """``capability`` of the one device, its memory in bytes, and ways to go wrong:
+    """``capability`` of the one device, its ``name``, its memory in bytes, and ways to go wrong:
 
     ``fail`` makes a call fail; ``deaf``: kernels do not reach a captured stream, as those of an engine on another device;
     ``stale``: a replay does nothing; ``lossy``: back ends are to change the numbers while ``replaying``; ``devices`` 0 and ``driver`` False: none is there.
@@ -114,6 +114,7 @@ class FakeCuda:
     def __init__(self, capability: tuple[int, int] = (8, 9), memory: int = 8 << 30) -> None:
         self.capability, self.memory = capability, memory
         self.devices, self.driver = 1, True
+        self.name = "Stand-in GPU"
         self.deaf = self.stale = self.lossy = self.replaying = False
         self.trace: list[tuple[str, dict[str, Any]]] = []
         self.faults: list[str] = []
@@ -249,7 +250,9 @@ class FakeCuda:
         if code == OK and device >= self.devices:
             code = self._failed(Error.cudaErrorNoDevice)
         major, minor = self.capability
-        return code, SimpleNamespace(name=b"Stand-in GPU\0\0", major=major, minor=minor, integrated=0)
+        return code, SimpleNamespace(
+            name=self.name.encode() + b"\0\0", major=major, minor=minor, integrated=0
+        )
 
     def cudaMemGetInfo(self) -> tuple[Error, int, int]:
         return self._entered("cudaMemGetInfo"), self.memory - self.used, self.memory

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 from fake_cuda import FakeCuda
-from fake_tensorrt import FakeTensorRt, Tensor
+from fake_tensorrt import FakeTensorRt
+from stand_in_graphs import Tensor
 
 _TOKENS = 7
 _SENSITIVITY = 40.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from fake_tensorrt import Tensor
+from stand_in_graphs import Tensor
 
 _DTYPES = {
     "tensor(float)": "float32",

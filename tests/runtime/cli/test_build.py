@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from unibrain_rt.engines.plans import KERNELS, PlanCache, PlanKey
+
 Run = Callable[..., Any]
 GRAPHS = ["unet_context", "unet_image_step", "unet_text_step", "autokl_decode", "optimus_decode", "unet_time"]
 
@@ -187,12 +189,27 @@ def test_the_cache_is_shown(build: Run, cli: Run, plans: Path) -> None:
     build()
     done = cli("build", "--list")
     lines = done.out.splitlines()
-    assert lines[0].split() == ["engine", "version", "graph", "target", "size", "took", "built", "used"]
+    titles = ["engine", "version", "graph", "holds", "target", "size", "took", "built", "used"]
+    assert lines[0].split() == titles
     assert {line.split()[2] for line in lines[1:-1]} == set(GRAPHS)
     assert lines[-1].startswith("6 plans, ")
     record = json.loads(cli("build", "--list", "--json").out)
     assert {plan["graph"] for plan in record["plans"]} == set(GRAPHS)
     assert cli("build", "--list", "--cache", plans / "none").out.startswith("0 plans")
+
+
+def test_kernels_are_shown_and_pruned_beside_their_plans(build: Run, cli: Run, plans: Path) -> None:
+    build()
+    settings = {"holds": KERNELS, "version": "1.7", "target": "sm89", "device": "GPU"}
+    key = PlanKey("tensorrt-rtx", "unet_context", {}, settings)
+    PlanCache(plans).build(key, lambda path: path.write_bytes(b"k" * 5000) and None)
+    lines = cli("build", "--list").out.splitlines()
+    assert lines[-1].startswith("6 plans and the kernels of 1, ")
+    (row,) = (line.split() for line in lines if line.startswith("tensorrt-rtx"))
+    assert row[:7] == ["tensorrt-rtx", "1.7", "unet_context", "kernels", "sm89", "5", "kB"]
+    done = cli("build", "--prune", "--all").out.splitlines()
+    assert done[-1].startswith("removed 6 plans and the kernels of 1, ")
+    assert "; 0 plans are left, " in done[-1]
 
 
 def test_the_cache_is_pruned(build: Run, cli: Run, plans: Path) -> None:
