@@ -117,7 +117,12 @@ class Decoder:
         opened.preset(preset)
         chosen = opened.subject(subject)
         graphs = decode_graphs(opened, [preset])
-        running = create_engine(engine, threads, cache=cache, tell=tell, graphs=graphs)
+        # A CUDA graph would go with the session that is let go after its stage, and be captured anew for every scan.
+        # Even a loop gains nothing by it: each of its two turns is run plainly once, then captured and compared with
+        # one more plain run, so that replays begin at the fifth step: of preset realtime, hardly any. And a step that
+        # is large enough to be loaded by itself takes long beside the launches that a replay saves.
+        capture = not low_memory
+        running = create_engine(engine, threads, cache=cache, tell=tell, graphs=graphs, capture=capture)
         if low_memory:
             passed_over, running = running.passed_over, OnDemandEngine(running)
             running.passed_over = passed_over

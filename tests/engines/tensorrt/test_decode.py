@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,9 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import Engine, NotFiniteError, create_engine
+from unibrain_rt.engines.cuda.runtime import Cuda
 from unibrain_rt.engines.on_demand import OnDemandEngine
+from unibrain_rt.engines.tensorrt import engine as engine_module
 from unibrain_rt.stages import decode_graphs
 
 pytest.importorskip("onnx")
@@ -169,6 +172,31 @@ def test_low_memory_gives_the_same(stand: Any, tiny_template: Path) -> None:
         found, expected = ours.decode(scan, seed=seed), reference.decode(scan, seed=seed)
         np.testing.assert_array_equal(found.image, expected.image)
         assert found.caption == expected.caption
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_decoder_on_little_memory_captures_nothing(
+    stand: Any, tiny_template: Path, monkeypatch: pytest.MonkeyPatch, low_memory: bool
+) -> None:
+    """The graph that is let go after a stage would take its CUDA graphs with it, scan by scan."""
+    bundle = Bundle.open(tiny_template)
+    cache = built(stand, bundle).cache.folder
+    monkeypatch.setitem(sys.modules, "tensorrt", stand.library)
+    monkeypatch.setattr(engine_module, "Cuda", lambda bindings=None: Cuda(stand.fake))
+    ours = Decoder.open(bundle, preset=PRESET, engine="tensorrt", cache=cache, low_memory=low_memory)
+    reference = decoder(bundle, create_engine("onnxruntime", 1))
+    for seed, scan in enumerate(scans_of(bundle, 3)):
+        found, expected = ours.decode(scan, seed=seed), reference.decode(scan, seed=seed)
+        np.testing.assert_array_equal(found.image, expected.image)
+        assert found.caption == expected.caption
+    kinds = stand.fake.kinds()
+    assert (kinds.count("cudaStreamBeginCapture") == 0) == low_memory
+    assert (kinds.count("cudaGraphLaunch") == 0) == low_memory
+    # All steps were run, whoever launched them.
+    steps = [details for kind, details in stand.fake.trace if kind == "done:kernel"]
+    assert sum(details["name"] == "unet_image_step" for details in steps) >= 3 * len(
+        ours._stages.loops["image"]
+    )
 
 
 def test_the_parts_of_a_decode_run_alone(stand: Any, tiny_template: Path) -> None:
