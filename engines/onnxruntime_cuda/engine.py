@@ -41,19 +41,17 @@ class CudaEngine(Engine):
         self,
         settings: Settings,
         *,
-        graphs: bool | None = None,
         strict: bool = False,
         onnxruntime: Any = None,
     ) -> None:
         """
         Args:
-            graphs: capture CUDA graphs; by default yes, unless the environment says no.
             strict: refuse to open a graph that misses kernels.
             onnxruntime: the library, if not the installed one.
         """
         self._onnxruntime = onnxruntime if onnxruntime is not None else _import()
         self._tell = settings.tell if settings.tell is not None else _tell_nobody
-        self.graphs = os.environ.get(GRAPHS_VARIABLE) != "0" if graphs is None else graphs
+        self.graphs = settings.capture and os.environ.get(GRAPHS_VARIABLE) != "0"
         self.strict = strict
         self._running: set[Future[None]] = set()
         with suppress(AttributeError):  # finds CUDA's libraries where pip put them; not in every version

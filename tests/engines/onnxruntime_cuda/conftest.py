@@ -20,7 +20,7 @@ class Device:
         self.library: Any = standin.Library(refuses)
         self.told: list[str] = []
         self.engine = CudaEngine(
-            Settings(tell=self.told.append), graphs=graphs, strict=strict, onnxruntime=self.library
+            Settings(tell=self.told.append, capture=graphs), strict=strict, onnxruntime=self.library
         )
 
     def kinds(self) -> list[tuple[str, str]]:

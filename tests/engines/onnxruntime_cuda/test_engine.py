@@ -187,6 +187,7 @@ def test_a_refused_capture_is_told_in_one_line(make_device: Any, refuses: str, t
 def test_the_environment_can_do_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     library = standin.Library()
     assert CudaEngine(Settings(), onnxruntime=library).graphs
+    assert not CudaEngine(Settings(capture=False), onnxruntime=library).graphs
     monkeypatch.setenv(GRAPHS_VARIABLE, "0")
     engine = CudaEngine(Settings(), onnxruntime=library)
     assert not engine.graphs
@@ -240,7 +241,7 @@ def test_the_phantom_decodes_on_the_gpu(phantom_bundle: Path, report: Any) -> No
         pytest.skip(str(found))
     bundle = Bundle.open(phantom_bundle)
     told: list[str] = []
-    engines = [CudaEngine(Settings(tell=told.append), graphs=graphs, strict=True) for graphs in (True, False)]
+    engines = [CudaEngine(Settings(tell=told.append, capture=graphs), strict=True) for graphs in (True, False)]
     decoders = [Decoder(bundle, bundle.subject(), engine, "fast", CaptionOptions()) for engine in engines]
     scan = np.random.default_rng(0).standard_normal(decoders[0].subject.voxel_space.count).astype(np.float32)
     with_graphs, without = (decoder.decode(scan) for decoder in decoders)
