@@ -241,7 +241,9 @@ def test_the_phantom_decodes_on_the_gpu(phantom_bundle: Path, report: Any) -> No
         pytest.skip(str(found))
     bundle = Bundle.open(phantom_bundle)
     told: list[str] = []
-    engines = [CudaEngine(Settings(tell=told.append, capture=graphs), strict=True) for graphs in (True, False)]
+    engines = [
+        CudaEngine(Settings(tell=told.append, capture=graphs), strict=True) for graphs in (True, False)
+    ]
     decoders = [Decoder(bundle, bundle.subject(), engine, "fast", CaptionOptions()) for engine in engines]
     scan = np.random.default_rng(0).standard_normal(decoders[0].subject.voxel_space.count).astype(np.float32)
     with_graphs, without = (decoder.decode(scan) for decoder in decoders)
