@@ -137,6 +137,25 @@ def test_an_engine_that_compiles_nothing(cli: Run, plans: Path, tiny_bundle: Pat
     assert not plans.exists()
 
 
+def test_a_graph_that_misses_kernels_is_a_failure(
+    cli: Run, plans: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from unibrain_rt.engines import EngineError, GraphSpec
+    from unibrain_rt.engines.onnxruntime import OnnxRuntimeEngine
+
+    def check(self: Any, graph: GraphSpec, free: int = 1) -> None:
+        if graph.name.endswith("_step"):
+            raise EngineError(f"{graph.name}: only 0 of 8 attention nodes have a kernel")
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "check", check)
+    done = cli("build", tiny_bundle, "--engine", "onnxruntime", "--preset", "paper", "--json")
+    assert done.code == 3
+    assert json.loads(done.out)["ok"] is False
+    assert len(done.complaints) == 2
+    assert "unet_image_step: only 0 of 8 attention nodes" in done.err
+
+
 def test_an_engine_that_is_only_installed_builds_for_named_targets(build: Run, copying: Any) -> None:
     copying.module.found = type(copying.module.found)("copying", "1.0", problem="no GPU here")
     done = build()
