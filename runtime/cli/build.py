@@ -152,7 +152,8 @@ def _build(
         total = f"{len(built)} built in {seconds:.1f} s, {hits} were there; {size_text(size_bytes)}"
         _print(report, f"{total} in {engine.cache.folder}")
         failed = any(row["error"] is not None for row in rows)
-    elif failed := None in targets and not _check(engine, graphs):  # for other GPUs there is nothing to look at
+    # What another GPU runs, nobody can see here.
+    elif failed := None in targets and not _check(engine, graphs):
         _print(report, f"{name} compiles nothing ahead of time, and does not run every graph as it should")
     else:
         _print(report, f"{name} compiles nothing ahead of time: decode at once")
