@@ -151,7 +151,17 @@ class Bundle:
             name = default if default in self.subjects else self.subjects[0]
         if name not in self.subjects:
             raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(self.subjects)}")
-        return Subject.open(self.folder / "subjects" / name)
+        subject = Subject.open(self.folder / "subjects" / name)
+        if subject.encoders not in (None, self.encoders):
+            raise BundleError(
+                f"{subject.folder}: was fitted on another bundle's encoders; fit the subject on this bundle"
+            )
+        return subject
+
+    @property
+    def encoders(self) -> str:
+        """A short hash that tells encoders apart: of what CLIP makes of nothing, the same in every precision."""
+        return self.files[CONSTANTS].sha256[:16]
 
     def unconditional_contexts(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Image and text context of nothing seen and nothing said: (1, L, D) each."""

@@ -173,7 +173,9 @@ def test_want_of_memory_is_an_engine_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "none", "ONNXRUNTIME", "../onnxruntime"])
 def test_unknown_engines_are_named_with_the_known(name: str) -> None:
-    with pytest.raises(EngineError, match=f"unknown engine '{name}'; known are auto, .*onnxruntime") as caught:
+    with pytest.raises(
+        EngineError, match=f"unknown engine '{name}'; known are auto, .*onnxruntime"
+    ) as caught:
         create_engine(name)
     assert caught.value.exit_code == 3
     assert all(known in str(caught.value) for known in ENGINES)
