@@ -22,7 +22,8 @@ def new_tensors(path: Path, specs: Mapping[str, tuple[DTypeLike, tuple[int, ...]
     the same header. Raises `OSError`.
     """
     kinds = {name: np.dtype(dtype) for name, (dtype, _) in specs.items()}
-    places, end = {}, 0
+    places: dict[str, dict[str, Any]] = {}
+    end = 0
     for name in sorted(specs, key=lambda name: (-kinds[name].itemsize, name)):
         size_bytes = math.prod(specs[name][1]) * kinds[name].itemsize
         places[name] = {

@@ -154,12 +154,11 @@ def fit_heads(
         if choice not in ("variance", "none"):
             raise InputError(f"{name}: calibration '{choice}': choose variance or none")
     heads = {name: Targets(name, array) for name, array in targets.items()}
-    scans = np.shape(voxels)[0] if np.ndim(voxels) else 0
-    for name, head in heads.items():
-        if head.scans != scans:
-            raise InputError(f"{name}: {head.scans:,} targets for {scans:,} scans: give one for each")
     journal, say = journal or Journal(), report or (lambda what: None)
     basis = Basis.factorise(voxels, weights, journal)
+    for name, head in heads.items():
+        if head.scans != basis.scans:
+            raise InputError(f"{name}: {head.scans:,} targets for {basis.scans:,} scans: give one for each")
     say(f"factorised {basis.scans:,} scans of {basis.voxels:,} voxels")
     division = Folds.of(basis.scans, folds, seed, groups)
     held_out = {dtype: HeldOut(basis, division, dtype) for dtype in {head.dtype for head in heads.values()}}

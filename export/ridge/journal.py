@@ -65,7 +65,7 @@ class Journal:
         path = self.folder / f"{name}.npz"
         part = path.with_name(f".{name}.partial.npz")
         try:
-            np.savez(part, **{key: np.asarray(value) for key, value in arrays.items()})
+            np.savez(part, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
             os.replace(part, path)
         except OSError as error:
             raise input_error(path, f"cannot be written ({error.strerror}): free some space") from error

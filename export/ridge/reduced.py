@@ -1,11 +1,13 @@
 """A head of reduced rank: its predictions through the few directions in which those of unseen scans differ.
 
-With P the held-out predictions (N, T) in the units in which errors count, times the calibrations C, the best
-directions for unseen scans are the leading eigenvectors ``V = P.T E λ^-½`` of P.T P, found from the eigenvectors
-E, λ of the smaller ``P P.T = L K L.T``, where L is `HeldOut.operator` and K the Gram matrix ``Y C² Y.T`` of the
-targets (N, N), summed over blocks. The factors are then ``left = W C V`` (V, r) and ``right = V.T C⁻¹`` (r, T).
-Since W C V V.T is what is kept of the weights whatever the scan, the share of P that V keeps is what held-out
-predictions keep; training predictions have more noise of their own, in more directions, and would say less.
+With P the predictions of the training scans (N, T), times the calibrations, which are the units in which errors
+count, the directions are the leading eigenvectors ``V = P.T E λ^-½`` of P.T P (reduced-rank regression), found from
+the eigenvectors E, λ of the smaller ``P P.T = F K F.T``, where F makes fitted values of targets and K is the Gram
+matrix ``Y C² Y.T`` of the targets (N, N), summed over blocks. The factors are ``left = W C V`` and ``right = V.T C⁻¹``.
+
+How much a rank keeps, training predictions do not tell: the directions were chosen for them. So directions are found
+from four fifths of the scans, and what they keep of the others' held-out predictions, ``L Y C`` with L of
+`HeldOut.operator`, is what the rank is chosen by.
 """
 
 from __future__ import annotations
@@ -62,18 +64,21 @@ def reduce_fit(
     kept = journal.find(name)
     if kept is None:
         gram = target_gram(fit, journal, say)
-        operator = fit.held_out.operator(fit.alpha)
-        squares, vectors = eigen(np.asfortranarray(operator @ (gram @ operator.T)))
-        total = float(squares.sum(dtype=np.float64))
-        rank = rank_for(squares, total, fidelity, max_rank)
-        right_of = (vectors[:, :rank] / np.sqrt(squares[:rank])).T @ operator
-        right_of *= np.sqrt(fit.targets.count)
-        shrunken = fit.coefficients(fit.basis.axes) @ (gram @ right_of.T)
-        left = shrunken / fit.targets.count
-        kept = {"left": left, "right_of": right_of, "kept": np.array(share(squares, total, rank))}
-        kept |= {key: value.astype(fit.targets.dtype) for key, value in kept.items() if value.ndim}
+        fitted = fit.coefficients(fit.basis.scores[fit.held_out.folds.order])
+        shares = held_out_shares(fit, gram, fitted)
+        squares, vectors = eigen(np.asfortranarray(fitted @ (gram @ fitted.T)))
+        rank = min(int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)), max_rank or len(shares) + 1)
+        vectors, squares = _filled(vectors[:, :rank]), _filled(squares[:rank])
+        right_of = (vectors / np.sqrt(squares)).T @ fitted * np.sqrt(fit.targets.count)
+        left = fit.coefficients(fit.basis.axes) @ (gram @ right_of.T) / fit.targets.count
+        share = shares[min(rank, len(shares)) - 1] if len(shares) else 1.0
+        kept = {
+            "left": left.astype(fit.targets.dtype),
+            "right_of": right_of.astype(fit.targets.dtype),
+            "kept": np.array(share),
+        }
         journal.enter(name, **kept)
-        say(f"{fit.targets.name}: rank {rank:,} keeps {float(kept['kept']):.4f} of held-out predictions")
+        say(f"{fit.targets.name}: rank {rank:,} keeps {share:.4f} of held-out predictions")
     return Reduced(kept["left"], kept["right_of"], fit.blocks, float(kept["kept"]))
 
 
@@ -83,14 +88,25 @@ def check_rank(fidelity: float, max_rank: int | None) -> None:
         raise InputError(f"fidelity {fidelity}, rank {max_rank}: give a share up to 1, a rank of 1 or more")
 
 
-def rank_for(squares: NDArray[Any], total: float, fidelity: float, max_rank: int | None) -> int:
-    """The smallest number of eigenvalues, falling, that make up the share ``fidelity`` of their total."""
-    shares = np.cumsum(squares, dtype=np.float64) / (total or 1.0)
-    return min(int(np.searchsorted(shares, fidelity)) + 1, len(squares), max_rank or len(squares))
+def held_out_shares(fit: RidgeFit, gram: NDArray[Any], fitted: NDArray[Any]) -> NDArray[np.float64]:
+    """What 1, 2, ... directions found from four fifths of the scans keep of the others' held-out predictions."""
+    tested = np.zeros(len(gram), bool)
+    for number, fold in enumerate(fit.held_out.folds):
+        tested[fold] = number % 5 == 4 or (fit.held_out.folds.count < 5 and number == 0)
+    rows = fitted[~tested]
+    unseen = fit.held_out.operator(fit.alpha)[tested]
+    with_gram = gram @ unseen.T
+    total = float(np.einsum("ij,ji->", unseen, with_gram, dtype=np.float64))
+    squares, vectors = eigen(np.asfortranarray(rows @ (gram @ rows.T)))
+    if total <= 0.0 or not len(squares):
+        return np.ones(0)
+    coordinates = (vectors / np.sqrt(squares)).T @ (rows @ with_gram)
+    return np.cumsum(np.square(coordinates).sum(axis=1, dtype=np.float64)) / total
 
 
-def share(squares: NDArray[Any], total: float, rank: int) -> float:
-    return float(squares[:rank].sum(dtype=np.float64) / total) if total else 1.0
+def _filled(values: NDArray[Any]) -> NDArray[Any]:
+    """At least one component: of a head that predicts nothing, one that is nothing."""
+    return values if values.shape[-1] else np.ones((*values.shape[:-1], 1), values.dtype)
 
 
 def target_gram(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
