@@ -5,9 +5,8 @@ count, the directions are the leading eigenvectors ``V = P.T E λ^-½`` of P.T P
 the eigenvectors E, λ of the smaller ``P P.T = F K F.T``, where F makes fitted values of targets and K is the Gram
 matrix ``Y C² Y.T`` of the targets (N, N), summed over blocks. The factors are ``left = W C V`` and ``right = V.T C⁻¹``.
 
-How much a rank keeps, training predictions do not tell: the directions were chosen for them. So directions are found
-from four fifths of the scans, and what they keep of the others' held-out predictions, ``L Y C`` with L of
-`HeldOut.operator`, is what the rank is chosen by.
+How much a rank keeps, training predictions do not tell: the directions were chosen for them. So a model of four fifths
+of the scans is reduced, and what each rank keeps of its predictions of the others is what the rank is chosen by.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk, ssyrk
 
 from unibrain_rt.errors import InputError
@@ -65,9 +65,11 @@ def reduce_fit(
     if kept is None:
         gram = target_gram(fit, journal, say)
         fitted = fit.coefficients(fit.basis.scores[fit.held_out.folds.order])
-        shares = held_out_shares(fit, gram, fitted)
+        shares = held_out_shares(fit, gram)
         squares, vectors = eigen(np.asfortranarray(fitted @ (gram @ fitted.T)))
-        rank = min(int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)), max_rank or len(shares) + 1)
+        rank = min(
+            int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)), max_rank or len(shares) + 1
+        )
         vectors, squares = _filled(vectors[:, :rank]), _filled(squares[:rank])
         right_of = (vectors / np.sqrt(squares)).T @ fitted * np.sqrt(fit.targets.count)
         left = fit.coefficients(fit.basis.axes) @ (gram @ right_of.T) / fit.targets.count
@@ -88,19 +90,25 @@ def check_rank(fidelity: float, max_rank: int | None) -> None:
         raise InputError(f"fidelity {fidelity}, rank {max_rank}: give a share up to 1, a rank of 1 or more")
 
 
-def held_out_shares(fit: RidgeFit, gram: NDArray[Any], fitted: NDArray[Any]) -> NDArray[np.float64]:
-    """What 1, 2, ... directions found from four fifths of the scans keep of the others' held-out predictions."""
+def held_out_shares(fit: RidgeFit, gram: NDArray[Any]) -> NDArray[np.float64]:
+    """What ranks 1, 2, ... of a model of four fifths of the scans keep of its predictions of the others."""
+    folds = fit.held_out.folds
     tested = np.zeros(len(gram), bool)
-    for number, fold in enumerate(fit.held_out.folds):
-        tested[fold] = number % 5 == 4 or (fit.held_out.folds.count < 5 and number == 0)
-    rows = fitted[~tested]
-    unseen = fit.held_out.operator(fit.alpha)[tested]
+    for number, fold in enumerate(folds):
+        tested[fold] = number % min(5, folds.count) == 0
+    scores = fit.basis.scores[folds.order]
+    kernel = scores @ scores[~tested].T
+    own = kernel[~tested]
+    own[np.diag_indices_from(own)] += fit.alpha * len(own) / len(gram)
+    factor = cho_factor(own, overwrite_a=True, check_finite=False)
+    models = np.asarray(cho_solve(factor, kernel.T, check_finite=False).T, fit.targets.dtype)
+    fitted, unseen, gram = models[~tested], models[tested], gram[np.ix_(~tested, ~tested)]
     with_gram = gram @ unseen.T
     total = float(np.einsum("ij,ji->", unseen, with_gram, dtype=np.float64))
-    squares, vectors = eigen(np.asfortranarray(rows @ (gram @ rows.T)))
+    squares, vectors = eigen(np.asfortranarray(fitted @ (gram @ fitted.T)))
     if total <= 0.0 or not len(squares):
         return np.ones(0)
-    coordinates = (vectors / np.sqrt(squares)).T @ (rows @ with_gram)
+    coordinates = (vectors / np.sqrt(squares)).T @ (fitted @ with_gram)
     return np.cumsum(np.square(coordinates).sum(axis=1, dtype=np.float64)) / total
 
 
