@@ -1,0 +1,384 @@
+"""Ridge heads at the size of one NSD subject: fit, store, apply; time, memory and fidelity.
+
+    python -m unibrain_rt.benchmarks.ridge_nsd --work DIR [--scale 1.0]
+
+The data are simulated, by a generator that is written down here and seeded, in the manner of NSD's subject 1:
+
+- every stimulus has 600 latents, independent and normal, of falling variance ``k^-0.8``;
+- voxels answer to them by a random matrix, so that signals have a power-law spectrum; noise that voxels share (400
+  components, ``k^-1``) and noise of each voxel's own are added. Signal is about a fifth of a voxel's variance, as in
+  means over three trials; a tenth of the voxels carries most of it;
+- targets are other mixtures of the same latents, plus noise that no voxel knows, half of their variance, each target in
+  units of its own (log-normal, 0.5). They are written to disk as float16, block by block: 4.8 GB.
+
+``--scale`` shrinks scans, voxels, targets and latents alike. Heads are stored as `write_subject` does; dense heads
+are predicted in the dual form, and timed on a file of the dense head's size, for a slice of at most ``--dense-mb``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.memory import memory_of
+from unibrain_rt.export.ridge import RidgeFit, fit_heads
+from unibrain_rt.export.ridge.journal import Journal
+from unibrain_rt.export.subject_writer import write_subject
+from unibrain_rt.factors import Factor, products
+from unibrain_rt.subject import TENSOR_FILE, Subject
+
+SHAPES = {
+    "image_latent": (4, 64, 64),
+    "text_latent": (768,),
+    "image_context": (257, 768),
+    "text_context": (77, 768),
+}
+SCANS, TESTS, VOXELS, LATENTS, SHARED = 8859, 982, 15724, 600, 400
+SEED = 5
+_BLOCK = 4096
+Floats = NDArray[np.float32]
+
+
+class World:
+    """The generator; ``scale`` of 1 is NSD's size."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.scans, self.tests, self.voxels = (
+            max(60, round(scale * full)) for full in (SCANS, TESTS, VOXELS)
+        )
+        self.latents, self.shared = (max(20, round(scale * full)) for full in (LATENTS, SHARED))
+        self.shapes = {
+            head: tuple(max(2, round(scale ** (1 / len(shape)) * size)) for size in shape)
+            for head, shape in SHAPES.items()
+        }
+
+    def _normal(self, part: int, *shape: int) -> Floats:
+        return np.random.default_rng([SEED, part]).standard_normal(shape, np.float32)
+
+    def latent_scans(self) -> Floats:
+        """(scans + tests, latents), of unit variance together."""
+        spread = np.arange(1, self.latents + 1) ** -0.4
+        spread /= np.linalg.norm(spread)
+        return self._normal(0, self.scans + self.tests, self.latents) * spread.astype(np.float32)
+
+    def betas(self, latents: Floats) -> Floats:
+        """(scans + tests, voxels)."""
+        strength = np.random.default_rng([SEED, 1]).lognormal(0, 1, self.voxels).astype(np.float32)
+        strength *= 0.5 / np.sqrt(np.mean(np.square(strength)))
+        betas = latents @ self._normal(2, self.latents, self.voxels) * strength
+        spread = (np.arange(1, self.shared + 1) ** -0.5).astype(np.float32)
+        spread *= 0.6 / np.linalg.norm(spread)
+        betas += (self._normal(3, len(latents), self.shared) * spread) @ self._normal(
+            4, self.shared, self.voxels
+        )
+        betas += 0.6 * self._normal(5, len(latents), self.voxels)
+        return betas
+
+    def targets(self, head: str, latents: Floats, start: int, stop: int) -> Floats:
+        """(len(latents), stop - start) of a head; ``start`` is a multiple of `_BLOCK`."""
+        seed = [SEED, 6, list(SHAPES).index(head), start, len(latents)]
+        rng = np.random.default_rng(seed)
+        mixing = np.random.default_rng(seed[:-1])
+        weights = mixing.standard_normal((self.latents, stop - start), np.float32)
+        units = mixing.lognormal(0, 0.5, stop - start).astype(np.float32)
+        noise = rng.standard_normal((len(latents), stop - start), np.float32)
+        return units * np.float32(math.sqrt(0.5)) * (latents @ weights + noise)
+
+
+def write_targets(world: World, latents: Floats, folder: Path) -> dict[str, Any]:
+    """Training targets as float16 memory maps."""
+    maps = {}
+    for head, shape in world.shapes.items():
+        path, size = folder / f"{head}.targets.npy", (world.scans, math.prod(shape))
+        if not path.exists():
+            part = path.with_suffix(".partial")
+            array = np.lib.format.open_memmap(part, "w+", np.float16, size)
+            for start in range(0, size[1], _BLOCK):
+                stop = min(start + _BLOCK, size[1])
+                array[:, start:stop] = world.targets(head, latents, start, stop)
+            array.flush()
+            part.rename(path)
+        maps[head] = np.load(path, mmap_mode="r").reshape(world.scans, *shape)
+    return maps
+
+
+def correlations(first: Floats, second: Floats) -> Floats:
+    """Pearson (T,) over scans of predictions (N, T)."""
+    first, second = (values - values.mean(axis=0) for values in (first, second))
+    products_of = (first * second).sum(axis=0)
+    return products_of / np.sqrt(np.square(first).sum(axis=0) * np.square(second).sum(axis=0))
+
+
+class Identification:
+    """Two-way identification by correlation of whole predictions with true targets, summed up over blocks."""
+
+    def __init__(self, scans: int) -> None:
+        self.products = np.zeros((scans, scans))
+        self.sums = np.zeros((4, scans))
+        self.count = 0
+
+    def add(self, found: Floats, true: Floats) -> None:
+        self.products += found @ true.T
+        self.sums += [
+            values.sum(axis=1, dtype=np.float64)
+            for values in (found, np.square(found), true, np.square(true))
+        ]
+        self.count += found.shape[1]
+
+    @property
+    def percent(self) -> float:
+        f, ff, t, tt = self.sums / self.count
+        similar = (self.products / self.count - np.outer(f, t)) / np.sqrt(np.outer(ff - f * f, tt - t * t))
+        own = np.diag(similar)
+        others = len(own) - 1
+        return float(100 * ((similar < own[:, None]).sum(axis=1) / others).mean())
+
+
+def fidelity(
+    world: World, fits: dict[str, RidgeFit], subject: Subject, betas: Floats, latents: Floats
+) -> dict[str, Any]:
+    """Stored predictions against dense ones on unseen scans: correlation by head, identification of stimuli."""
+    stored = subject.predict(betas)
+    found: dict[str, Any] = {}
+    for head, fit in fits.items():
+        flat = stored[head].reshape(len(betas), -1)
+        of_targets = fit.coefficients(fit.basis.z(betas) @ fit.basis.axes)
+        each, dense_ids, stored_ids = [], Identification(len(betas)), Identification(len(betas))
+        for start in range(0, flat.shape[1], _BLOCK):
+            part = slice(start, min(start + _BLOCK, flat.shape[1]))
+            y = fit.targets.block(part, fit.basis, fit.held_out.folds.order).y
+            dense = fit.target_mean[part] + fit.calibration[part] * (of_targets @ y)
+            each.append(correlations(dense, flat[:, part]))
+            true = world.targets(head, latents, part.start, part.stop)
+            mean = fit.target_mean[part]
+            dense_ids.add(dense - mean, true - mean)
+            stored_ids.add(flat[:, part] - mean, true - mean)
+        correlation = np.concatenate(each)
+        found[head] = {
+            "correlation": float(np.nanmean(correlation)),
+            "worst_target": float(np.nanmin(correlation)),
+            "identification_dense": dense_ids.percent,
+            "identification_stored": stored_ids.percent,
+            "rank": subject.heads[head].rank,
+            "alpha": fit.alpha,
+            "held_out_correlation": fit.mean_correlation,
+            "size_bytes": subject.size_bytes(head),
+        }
+    return found
+
+
+def best_of(run: Callable[[], Any], times: int = 7) -> float:
+    """Milliseconds of the fastest run."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return 1000 * min(seconds)
+
+
+def read_ms(path: Path) -> float:
+    """Reading a mapped file's bytes into a buffer that stays in cache, on every core."""
+    flat = np.memmap(path, np.uint8, "r")
+    flat = flat[: len(flat) // 8 * 8].view(np.int64)
+
+    def part(bounds: tuple[int, int]) -> None:
+        buffer = np.empty(1 << 15, np.int64)
+        for start in range(*bounds, len(buffer)):
+            stop = min(start + len(buffer), bounds[1])
+            np.copyto(buffer[: stop - start], flat[start:stop])
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    cores = machine.collect()["cores"]
+    edges = [len(flat) * number // cores for number in range(cores + 1)]
+    with ThreadPoolExecutor(cores) as pool:
+        return best_of(lambda: list(pool.map(part, zip(edges, edges[1:], strict=False))))
+
+
+def cold(path: Path) -> None:
+    """Drop a file from the page cache, as far as the kernel obeys."""
+    import os
+
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def apply_times(folder: Path, scan: Floats, work: Path, dense_mb: int) -> dict[str, Any]:
+    """One scan through all heads, from a warm map and cold from disk; dense heads for comparison."""
+    path = folder / TENSOR_FILE
+    cold(path)
+    start = time.perf_counter()
+    subject = Subject.open(folder)
+    subject.predict(scan)
+    cold_ms = 1000 * (time.perf_counter() - start)
+    warm_ms = best_of(lambda: subject.predict(scan))
+    batch = np.repeat(scan[None], 16, axis=0)
+    batch_ms = best_of(lambda: subject.predict(batch), 3) / 16
+    targets = sum(head.targets for head in subject.heads.values())
+    width = max(1, min(targets, (dense_mb << 20) // (4 * subject.voxels)))
+    dense_path = work / "dense.npy"
+    dense = np.lib.format.open_memmap(dense_path, "w+", np.float32, (subject.voxels, width))
+    row = np.random.default_rng(0).standard_normal(width, np.float32)
+    for voxel in range(subject.voxels):
+        dense[voxel] = row
+    dense.flush()
+    z = scan[None].astype(np.float32)
+    dense_ms = best_of(lambda: products([z], [Factor(dense)]), 3) * targets / width
+    del dense
+    dense_path.unlink()
+    return {
+        "warm_ms": warm_ms,
+        "cold_ms": cold_ms,
+        "batch_of_16_ms_a_scan": batch_ms,
+        "read_ms": read_ms(path),
+        "dense_ms": dense_ms,
+        "dense_timed_on_share": width / targets,
+        "dense_bytes": 4 * subject.voxels * targets,
+    }
+
+
+def measure(work: Path, scale: float, budgets: tuple[float, ...], dense_mb: int) -> dict[str, Any]:
+    """The whole benchmark; the first of ``budgets`` is the one that is stored, the others draw the curve."""
+    work.mkdir(parents=True, exist_ok=True)
+    world = World(scale)
+    latents = world.latent_scans()
+    betas = world.betas(latents)
+    tests, test_latents = betas[world.scans :].copy(), latents[world.scans :]
+    np.save(work / "betas.npy", betas[: world.scans])
+    del betas
+    targets = write_targets(world, latents[: world.scans], work)
+    seconds: dict[str, float] = {}
+    begin = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - begin:7.0f} s  {what}", flush=True)
+
+    journal = Journal(work / "journal", {"scale": scale, "seed": SEED})
+    fits = fit_heads(np.load(work / "betas.npy", mmap_mode="r"), targets, journal=journal, report=say)
+    seconds["fit"] = time.monotonic() - begin
+    curve = []
+    for number, budget in enumerate(budgets):
+        start = time.monotonic()
+        folder = work / f"subject-{budget:g}"
+        if not folder.exists():
+            kept = Journal(work / f"reduced-{budget:g}", {"budget": budget})
+            write_subject(folder, "nsd", fits, beta_scale=1.0, fidelity=budget, journal=kept, report=say)
+        if not number:
+            seconds["store"] = time.monotonic() - start
+            peak = memory_of()
+        subject = Subject.open(folder)
+        heads = fidelity(world, fits, subject, tests, test_latents)
+        curve.append(
+            {
+                "budget": budget,
+                "size_bytes": (folder / TENSOR_FILE).stat().st_size,
+                "correlation": float(np.mean([head["correlation"] for head in heads.values()])),
+                "worst_head": min(head["correlation"] for head in heads.values()),
+                "heads": heads,
+            }
+        )
+        say(f"fidelity {budget:g}: {curve[-1]['size_bytes'] / 1e6:.0f} MB, {curve[-1]['correlation']:.5f}")
+    assert peak is not None
+    return {
+        "machine": machine.collect(),
+        "load_average": machine.load_average(),
+        "scale": scale,
+        "scans": world.scans,
+        "voxels": world.voxels,
+        "targets": sum(math.prod(shape) for shape in world.shapes.values()),
+        "seconds": seconds,
+        "peak_rss_bytes": peak.high_water,
+        "apply": apply_times(work / f"subject-{budgets[0]:g}", tests[0], work, dense_mb),
+        "curve": curve,
+    }
+
+
+def page(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    apply, stored = found["apply"], found["curve"][0]
+    lines = [
+        "# Ridge heads at the size of NSD",
+        "",
+        f"{found['scans']:,} × {found['voxels']:,} voxels, {found['targets']:,} targets (scale {found['scale']:g}), "
+        f"simulated as `benchmarks/ridge_nsd.py` says; {found['machine']['cpu']}, {found['machine']['cores']} cores, "
+        f"load {found['load_average']}.",
+        "",
+        f"Fit {found['seconds']['fit'] / 60:.1f} min, stored in {found['seconds']['store'] / 60:.1f} min; peak memory "
+        f"{found['peak_rss_bytes'] / 2**30:.1f} GiB. Dense heads are {apply['dense_bytes'] / 1e9:.2f} GB, stored ones "
+        f"{stored['size_bytes'] / 1e9:.3f} GB.",
+        "",
+        "| one scan, all heads | ms |",
+        "|---|---|",
+        *(
+            f"| {name} | {apply[key]:.1f} |"
+            for name, key in (
+                ("from a warm map", "warm_ms"),
+                ("in a batch of 16, a scan", "batch_of_16_ms_a_scan"),
+                ("reading the bytes alone", "read_ms"),
+                ("cold from disk", "cold_ms"),
+                (f"dense heads (timed on {apply['dense_timed_on_share']:.0%} of them)", "dense_ms"),
+            )
+        ),
+        "",
+        "| head | alpha | held-out r | rank | MB | r with dense | worst target | identification dense, stored |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {head['alpha']:g} | {head['held_out_correlation']:.3f} | {head['rank']} "
+            f"| {head['size_bytes'] / 1e6:.1f} | {head['correlation']:.5f} | {head['worst_target']:.4f} "
+            f"| {head['identification_dense']:.2f}, {head['identification_stored']:.2f} % |"
+            for name, head in stored["heads"].items()
+        ),
+        "",
+        "![Size against fidelity](ridge-nsd.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Size of the stored heads against how far their predictions are from dense heads'."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), dpi=120)
+    points = sorted(found["curve"], key=lambda point: point["size_bytes"])
+    sizes = [point["size_bytes"] / 1e6 for point in points]
+    for key, label in (("correlation", "mean of heads"), ("worst_head", "worst head")):
+        axes.loglog(sizes, [1 - point[key] for point in points], "o-", label=label)
+    axes.set(xlabel="stored heads (MB)", ylabel="1 - correlation with dense predictions")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="for 10 GB of data; a killed run goes on")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.998, 0.9, 0.96, 0.99, 0.995])
+    parser.add_argument("--dense-mb", type=int, default=2048)
+    parser.add_argument("--out", type=Path, required=True, help="folder for ridge-nsd.json, .md and .png")
+    options = parser.parse_args(arguments)
+    found = measure(options.work, options.scale, tuple(options.budgets), options.dense_mb)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "ridge-nsd.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / "ridge-nsd.md").write_text(page(found))
+    plot(found, options.out / "ridge-nsd.png")
+
+
+if __name__ == "__main__":
+    main()
