@@ -20,8 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,18 +201,14 @@ def read_ms(path: Path) -> float:
             stop = min(start + len(buffer), bounds[1])
             np.copyto(buffer[: stop - start], flat[start:stop])
 
-    from concurrent.futures import ThreadPoolExecutor
-
     cores = machine.collect()["cores"]
     edges = [len(flat) * number // cores for number in range(cores + 1)]
     with ThreadPoolExecutor(cores) as pool:
-        return best_of(lambda: list(pool.map(part, zip(edges, edges[1:], strict=False))))
+        return best_of(lambda: list(pool.map(part, pairwise(edges))))
 
 
 def cold(path: Path) -> None:
     """Drop a file from the page cache, as far as the kernel obeys."""
-    import os
-
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -235,8 +234,8 @@ def apply_times(folder: Path, scan: Floats, work: Path, dense_mb: int) -> dict[s
         dense[voxel] = row
     dense.flush()
     z = scan[None].astype(np.float32)
-    dense_ms = best_of(lambda: products([z], [Factor(dense)]), 3) * targets / width
-    del dense
+    dense_factor = Factor(dense)
+    dense_ms = best_of(lambda: products([z], [dense_factor]), 3) * targets / width
     dense_path.unlink()
     return {
         "warm_ms": warm_ms,

@@ -44,6 +44,8 @@ class WritableHead(Protocol):
     def target_mean(self) -> NDArray[np.float32]: ...
     @property
     def calibration(self) -> NDArray[np.float32]: ...
+    @property
+    def units(self) -> NDArray[np.float32]: ...
 
     def weights(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Weights (V, B) with their targets' places."""
@@ -76,7 +78,7 @@ def write_subject(
 ) -> None:
     """Write four heads of the same voxels, those of one `fit_heads`, into the new folder ``folder``.
 
-    Heads are factored (errors in the units of the calibrated predictions, at least ``fidelity`` of their held-out
+    Heads are factored (errors in units of each target's deviation, at least ``fidelity`` of their held-out
     variance kept, rounding included) and stored as ``storage`` says. ``exact`` heads are dense and always float32: a
     large subject's weights are below what half precision can hold. ``mask`` (x, y, z) picks the voxels of a volume in
     C order, ``rois`` tells which of them (V,) lie in each region (a file of its own, left out where there are none).
@@ -108,7 +110,7 @@ def write_subject(
         head = heads[key]
         budget = min(1.0, fidelity + ROUNDING[storage]) if 0.0 < fidelity <= 1.0 else fidelity
         reduced = head.reduced(budget, max_rank, journal, report)
-        stored[key] = Stored(key, reduced, storage, head.some_z(_CHECKED_SCANS), head.calibration)
+        stored[key] = Stored(key, reduced, storage, head.some_z(_CHECKED_SCANS), head.units)
     with _new_folder(folder) as part:
         _write_tensors(part / TENSOR_FILE, heads, stored, arrays)
         description = {

@@ -146,7 +146,7 @@ def encode_dataset(
             targets[head][rows] = np.clip(values[inverse[rows] - part.start], -_HALF_MAX, _HALF_MAX)
         tenths = 10 * part.stop // len(names)
         if tenths > told or journal.due:
-            for mapped in targets.values():
+            for mapped in targets.values() if journal.folder is not None else ():
                 mapped.flush()
                 release(mapped)
             journal.enter("encoded", stimuli=part.stop)

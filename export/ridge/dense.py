@@ -51,6 +51,11 @@ class DenseHead:
             raise input_error(path, f"calibration is not {shape} of numbers above 0: save the head again")
         self.calibration = np.broadcast_to(self.calibration, self.bias.shape)
 
+    @property
+    def units(self) -> NDArray[np.float32]:
+        """(T,): what an error counts by; the targets' deviations are not known."""
+        return self.calibration
+
     def weights(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Weights (V, B) with their targets' places. Raises `InputError` if they are not finite."""
         for part in blocks(len(self._weight), 4 * self.basis.voxels, _BLOCK_BYTES):
@@ -120,7 +125,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         if kind == "npy":
             arrays: dict[str, NDArray[Any]] = {"weight": np.load(path, mmap_mode="r", allow_pickle=False)}
         else:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = {"weight", "bias", "calibration"} & set(stored.files)
                 arrays = {name: stored[name] for name in names}
     except (OSError, ValueError, EOFError) as error:

@@ -41,6 +41,7 @@ class RidgeFit:
     target_mean: NDArray[np.float32]  # (T,); also the bias, since z has mean 0
     calibration: NDArray[np.float32]  # (T,)
     held_out_correlation: NDArray[np.float32]  # (T,); NaN for constant targets
+    units: NDArray[np.float32]  # (T,): calibration over the target's deviation; what an error counts by
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -211,10 +212,13 @@ def _fit_head(
     """Calibration and held-out correlation of every target, at the head's alpha."""
     alpha = max(zip(scores, alphas, strict=True))[1]
     kept = journal.find(targets.name) or {
-        **{key: np.empty(targets.count, np.float32) for key in ("mean", "calibration", "correlation")},
+        **{
+            key: np.empty(targets.count, np.float32)
+            for key in ("mean", "calibration", "correlation", "units")
+        },
         "done": np.array(0),
     }
-    mean, factor, correlation = (kept[key] for key in ("mean", "calibration", "correlation"))
+    mean, factor, correlation, units = (kept[key] for key in ("mean", "calibration", "correlation", "units"))
     if (done := int(kept["done"])) < targets.count:
         operator = held_out.operator(alpha)
     for part in target_blocks(targets):
@@ -225,9 +229,15 @@ def _fit_head(
         mean[part] = block.mean
         correlation[part] = np.where(block.varies, found, np.nan)
         factor[part] = np.clip(ratio, *CALIBRATION_RANGE) if calibration == "variance" else 1.0
-        journal.enter(targets.name, mean=mean, calibration=factor, correlation=correlation, done=part.stop)
+        spread = np.sqrt(np.einsum("ij,ij->j", block.y, block.y, dtype=np.float64) / targets.scans)
+        units[part] = factor[part] / np.where(spread > 0.0, spread, 1.0)
+        journal.enter(
+            targets.name, mean=mean, calibration=factor, correlation=correlation, units=units, done=part.stop
+        )
         say(f"{targets.name}: {part.stop:,} of {targets.count:,} targets")
-    return RidgeFit(held_out.basis, held_out, targets, alpha, alphas, scores, mean, factor, correlation)
+    return RidgeFit(
+        held_out.basis, held_out, targets, alpha, alphas, scores, mean, factor, correlation, units
+    )
 
 
 def _agreement(targets: NDArray[Any], predictions: NDArray[Any]) -> tuple[Floats, Floats]:

@@ -1,9 +1,10 @@
 """A head of reduced rank: its predictions through the few directions in which those of unseen scans differ.
 
-With P the predictions of the training scans (N, T), times the calibrations, which are the units in which errors
-count, the directions are the leading eigenvectors ``V = P.T E λ^-½`` of P.T P (reduced-rank regression), found from
-the eigenvectors E, λ of the smaller ``P P.T = F K F.T``, where F makes fitted values of targets and K is the Gram
-matrix ``Y C² Y.T`` of the targets (N, N), summed over blocks. The factors are ``left = W C V`` and ``right = V.T C⁻¹``.
+With P the predictions of the training scans (N, T), calibrated and in units of each target's deviation, C, so that
+every target counts the same, the directions are the leading eigenvectors ``V = P.T E λ^-½`` of P.T P (reduced-rank
+regression), found from the eigenvectors E, λ of the smaller ``P P.T = F K F.T``, where F makes fitted values of
+targets and K is the Gram matrix ``Y C² Y.T`` of the targets (N, N), summed over blocks. The factors are
+``left = W C V`` and ``right = V.T C⁻¹``.
 
 How much a rank keeps, training predictions do not tell: the directions were chosen for them. So a model of four fifths
 of the scans is reduced, and what each rank keeps of its predictions of the others is what the rank is chosen by.
@@ -118,14 +119,14 @@ def _filled(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def target_gram(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
-    """``Y C² Y.T`` (N, N), summed over blocks of targets Y times calibrations C."""
+    """``Y C² Y.T`` (N, N), summed over blocks of targets Y in units C."""
     name = f"{fit.targets.name}.gram"
     scans, dtype = fit.targets.scans, fit.targets.dtype
     kept = journal.find(name) or {"gram": np.zeros((scans, scans), dtype, order="F"), "done": np.array(0)}
     gram, done = kept["gram"], int(kept["done"])
     syrk = dsyrk if dtype == np.float64 else ssyrk
     for part, y in fit.blocks(done):
-        calibrated = y * fit.calibration[part].astype(dtype)
+        calibrated = y * fit.units[part].astype(dtype)
         gram = syrk(1.0, calibrated.T, 1.0, gram, trans=1, lower=1, overwrite_c=1)
         if journal.due:
             journal.enter(name, gram=gram, done=part.stop)

@@ -26,15 +26,15 @@ ROUNDING = {"int8": 5e-4, "float16": 1e-6, "float32": 0.0}
 class Stored:
     """The factors of a head as they are stored, and the share of its predictions that rounding takes.
 
-    ``z`` are z-scored voxels (M, V) of scans on which that is measured, ``calibration`` (T,) gives the units in which
-    errors count. Raises `InputError` where float16 cannot hold the values.
+    ``z`` are z-scored voxels (M, V) of scans on which that is measured, ``units`` (T,) are what
+    errors count by. Raises `InputError` where float16 cannot hold the values.
     """
 
     def __init__(
-        self, name: str, reduced: Reduced, storage: Storage, z: NDArray[Any], calibration: NDArray[np.float32]
+        self, name: str, reduced: Reduced, storage: Storage, z: NDArray[Any], units: NDArray[np.float32]
     ) -> None:
         self._name, self._reduced, self._storage = name, reduced, storage
-        self._calibration = calibration
+        self._units = units
         # Halves hold what is near 1 best: there, both factors get their share of the components' spread.
         sizes = np.abs(reduced.left).max(axis=0, initial=0.0)
         self._balance = (
@@ -53,7 +53,7 @@ class Stored:
         """Blocks (r, B) of the other factor with their places and scales."""
         for part, block in self._reduced.right():
             values, scale = self._narrow(self._balance[:, None] * block)
-            units = self._calibration[part]
+            units = self._units[part]
             wanted = self._exact @ block
             self._total += _energy(wanted * units)
             self._lost += _energy((wanted - self._rounded @ _widened(values, scale)) * units)

@@ -217,6 +217,7 @@ def refused(done: Any, *parts: str, code: int = 2) -> None:
         (("--nsd", "a", "--out", "o", "--alpha", "nan"), "--alpha is a finite number"),
         (("--nsd", "a", "--out", "o", "--folds", "1"), "--folds"),
         (("--nsd", "a", "--out", "o", "--fidelity", "1.5"), "--fidelity"),
+        (("--nsd", "a", "--out", "o", "--storage", "int4"), "--storage"),
         (("--nsd", "no-nsd", "--out", "o"), "no-nsd: no such folder"),
         (("--nsd", "a", "--bundle", "no-bundle"), "no-bundle: no such bundle"),
         (("--nsd", "a", "--out", "o", "--engine", "steam"), "unknown engine 'steam'"),

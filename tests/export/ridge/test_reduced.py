@@ -31,9 +31,9 @@ def test_the_smallest_rank_that_keeps_the_fidelity(shape: tuple[int, int, int], 
     left, right = whole(reduced)
     assert (left.shape, right.shape) == ((shape[1], reduced.rank), (reduced.rank, shape[2]))
     # Calibrated, the right factor is a basis of the leading directions of the predictions.
-    directions = right * fit.calibration / np.sqrt(shape[2])
+    directions = right * fit.units / np.sqrt(shape[2])
     np.testing.assert_allclose(directions @ directions.T, np.eye(reduced.rank), atol=1e-6)
-    predictions = fit.basis.z(voxels) @ fit.weight * fit.calibration
+    predictions = fit.basis.z(voxels) @ fit.weight * fit.units
     leading = np.linalg.svd(predictions, full_matrices=False)[2][: reduced.rank]
     np.testing.assert_allclose(np.abs(np.linalg.det(directions @ leading.T)), 1.0, atol=1e-4)
     if reduced.rank > 1:
@@ -41,7 +41,7 @@ def test_the_smallest_rank_that_keeps_the_fidelity(shape: tuple[int, int, int], 
         assert fewer.rank == reduced.rank - 1
         assert fewer.kept < fidelity
     # And the factors are the weights, projected onto them.
-    projected = (fit.weight * fit.calibration) @ directions.T @ directions / fit.calibration
+    projected = (fit.weight * fit.units) @ directions.T @ directions / fit.units
     np.testing.assert_allclose(left @ right, projected, rtol=1e-4, atol=1e-5)
 
 
@@ -53,18 +53,18 @@ def test_the_share_holds_for_scans_not_fitted_on() -> None:
     left, right = whole(reduced)
     fresh = problem(1000, 150, 300, seed=5, noise=4.0)[0]
     z = fit.basis.z(fresh)
-    found = kept(z @ fit.weight * fit.calibration, z @ left @ right * fit.calibration)
+    found = kept(z @ fit.weight * fit.units, z @ left @ right * fit.units)
     assert reduced.kept >= 0.95
     assert found == pytest.approx(reduced.kept, abs=0.02)
 
 
-def test_errors_count_in_the_units_of_the_calibrated_predictions() -> None:
+def test_every_target_counts_the_same() -> None:
     voxels, targets = problem(100, 30, 20)
-    targets[:, 3] *= 100.0
-    fit = fit_ridge(voxels, targets, [10.0])
-    left, right = whole(fit.reduced(1.0, max_rank=1))
-    z = fit.basis.z(voxels)
-    assert kept((z @ fit.weight)[:, 3], (z @ left @ right)[:, 3]) > 0.999
+    fits = [fit_ridge(voxels, values, [10.0]) for values in (targets, targets * 10.0 ** np.arange(-10, 10))]
+    (left, right), (same, scaled) = (whole(fit.reduced(0.9)) for fit in fits)
+    np.testing.assert_allclose(
+        same @ scaled, left @ right * 10.0 ** np.arange(-10, 10), rtol=1e-3, atol=1e-12
+    )
 
 
 def test_full_fidelity_and_empty_heads() -> None:
@@ -89,7 +89,7 @@ def test_rounding_takes_little_whatever_the_units(storage: Storage, units: float
     targets *= units * np.random.default_rng(3).lognormal(0, 1, 300)
     fit = fit_ridge(voxels, targets, [100.0])
     reduced = fit.reduced(0.999)
-    stored = Stored("a", reduced, storage, fit.some_z(64), fit.calibration)
+    stored = Stored("a", reduced, storage, fit.some_z(64), fit.units)
     blocks = list(stored.right())
 
     def wide(values: Any, scale: Any) -> Array:
@@ -101,7 +101,7 @@ def test_rounding_takes_little_whatever_the_units(storage: Storage, units: float
     exact_left, exact_right = whole(reduced)
     z = fit.basis.z(voxels)
     exact, found = z @ exact_left @ exact_right, z @ left @ right
-    assert 1 - kept(exact * fit.calibration, found * fit.calibration) <= ROUNDING[storage] + 1e-12
+    assert 1 - kept(exact * fit.units, found * fit.units) <= ROUNDING[storage] + 1e-12
     assert reduced.kept - ROUNDING[storage] - 1e-9 <= stored.fidelity <= reduced.kept
     each = [np.corrcoef(exact[:, t], found[:, t])[0, 1] for t in range(300)]
     assert min(each) > 0.998, "of a target with small units, too"
@@ -111,4 +111,4 @@ def test_values_beyond_half_precision_are_refused() -> None:
     voxels, targets = problem(60, 20, 30)
     fit = fit_ridge(voxels, 1e12 * targets, [10.0])
     with pytest.raises(InputError, match=r"a: factors .* do not fit in float16: store float32"):
-        list(Stored("a", fit.reduced(0.99), "float16", fit.some_z(9), fit.calibration).right())
+        list(Stored("a", fit.reduced(0.99), "float16", fit.some_z(9), fit.units).right())
