@@ -192,7 +192,7 @@ def best_of(run: Callable[[], Any], times: int = 7) -> float:
 
 def read_ms(path: Path) -> float:
     """Reading a mapped file's bytes into a buffer that stays in cache, on every core."""
-    flat = np.memmap(path, np.uint8, "r")
+    flat: NDArray[Any] = np.memmap(path, np.uint8, "r")
     flat = flat[: len(flat) // 8 * 8].view(np.int64)
 
     def part(bounds: tuple[int, int]) -> None:

@@ -20,7 +20,7 @@ from unibrain_rt.export.ridge.reduced import Reduced
 Storage = Literal["int8", "float16", "float32"]
 
 #: Share of the variance that rounding takes at most, of factors like those of fits: the rank makes up for it.
-ROUNDING = {"int8": 5e-4, "float16": 1e-6, "float32": 0.0}
+ROUNDING = {"int8": 5e-4, "float16": 1e-4, "float32": 0.0}
 
 
 class Stored:

@@ -78,7 +78,7 @@ def test_text_targets_may_be_means_over_captions(encoder: TargetEncoder, trials:
     ]
     for head in ("text_latent", "text_context"):
         expected = np.mean([found[head] for found in each], axis=0)
-        np.testing.assert_allclose(mean[head], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(mean[head], expected, rtol=2e-3, atol=5e-3)  # halves
         assert np.abs(mean[head] - each[0][head]).max() > 0.01
     np.testing.assert_array_equal(mean["image_latent"], each[0]["image_latent"])
 

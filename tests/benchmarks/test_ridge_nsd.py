@@ -1,0 +1,39 @@
+"""The benchmark of heads at NSD's size, run small: it measures what it says, and goes on after a break."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from unibrain_rt.benchmarks import ridge_nsd
+from unibrain_rt.subject import HEADS
+
+
+def test_a_small_run(tmp_path: Path) -> None:
+    words = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--scale", "0.01"]
+    for _ in range(2):
+        ridge_nsd.main([*words, "--budgets", "0.99", "0.8", "--dense-mb", "1"])
+    found = json.loads((tmp_path / "out" / "ridge-nsd.json").read_text())
+    assert set(found["curve"][0]["heads"]) == set(HEADS)
+    best, worse = found["curve"]
+    assert best["correlation"] > 0.985 > worse["correlation"]
+    assert best["size_bytes"] > worse["size_bytes"]
+    for head in best["heads"].values():
+        assert head["identification_dense"] > 60
+        assert abs(head["identification_dense"] - head["identification_stored"]) < 1
+    assert all(value > 0 for value in found["apply"].values())
+    assert "| image_context |" in (tmp_path / "out" / "ridge-nsd.md").read_text()
+    assert (tmp_path / "out" / "ridge-nsd.png").stat().st_size > 1000
+
+
+def test_the_world_is_the_same_every_time() -> None:
+    world = ridge_nsd.World(0.01)
+    latents = world.latent_scans()
+    np.testing.assert_array_equal(latents, ridge_nsd.World(0.01).latent_scans())
+    first, again = (world.targets("text_latent", latents, 0, 5) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    full = ridge_nsd.World(1.0)
+    assert (full.scans, full.voxels, full.tests) == (8859, 15724, 982)
+    assert sum(int(np.prod(shape)) for shape in full.shapes.values()) == 273_664
