@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,22 @@ def test_the_ridge_is_that_of_scikit_learn(
         error = np.linalg.norm(found[head].reshape(len(unseen), -1) - expected) / np.linalg.norm(expected)
         change = np.linalg.norm(expected - y.mean(axis=0)) / np.linalg.norm(expected)
         assert error < 1e-4 * change, head
+
+
+def test_compressed_heads_predict_what_exact_ones_do(
+    bundle: Bundle, engine: Engine, recording: Path, tmp_path: Path
+) -> None:
+    train, test = read_nsd(recording, "sub-07"), read_nsd(recording, "sub-07", "test")
+    options = FitOptions((3000.0,))
+    fits = fit_dataset(bundle, engine, train, Journal(), options)
+    found = {}
+    for name, exact in (("exact", True), ("int8", False)):
+        write_fit(tmp_path / name, train, fits, replace(options, exact=exact))
+        found[name] = Subject.open(tmp_path / name).predict(test.betas)
+    for head in HEADS:
+        exact, stored = (found[name][head].reshape(len(test.betas), -1) for name in ("exact", "int8"))
+        each = [np.corrcoef(exact[:, t], stored[:, t])[0, 1] for t in range(exact.shape[1])]
+        assert np.nanmean(each) > 0.998, head
 
 
 def test_a_stimulus_is_never_trained_on_and_tested_on(
