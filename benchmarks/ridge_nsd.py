@@ -8,8 +8,9 @@ The data are simulated, by a generator that is written down here and seeded, in 
 - voxels answer to them by a random matrix, so that signals have a power-law spectrum; noise that voxels share (400
   components, ``k^-1``) and noise of each voxel's own are added. Signal is about a fifth of a voxel's variance, as in
   means over three trials; a tenth of the voxels carries most of it;
-- targets are other mixtures of the same latents, plus noise that no voxel knows, half of their variance, each target in
-  units of its own (log-normal, 0.5). They are written to disk as float16, block by block: 4.8 GB.
+- targets are other mixtures of the same latents, half of their variance, of as many latents that no voxel knows (45 %:
+  features of an encoder vary together, also where a brain does not follow), and of noise of each target's own (5 %),
+  each target in units of its own (log-normal, 0.5). They are written to disk as float16, block by block: 4.8 GB.
 
 ``--scale`` shrinks scans, voxels, targets and latents alike. Heads are stored as `write_subject` does; dense heads
 are predicted in the dual form, and timed on a file of the dense head's size, for a slice of at most ``--dense-mb``.
@@ -69,16 +70,16 @@ class World:
         return np.random.default_rng([SEED, part]).standard_normal(shape, np.float32)
 
     def latent_scans(self) -> Floats:
-        """(scans + tests, latents), of unit variance together."""
+        """(scans + tests, 2 latents), each half of unit variance together: those that voxels know, and the others."""
         spread = np.arange(1, self.latents + 1) ** -0.4
-        spread /= np.linalg.norm(spread)
-        return self._normal(0, self.scans + self.tests, self.latents) * spread.astype(np.float32)
+        spread = np.tile(spread / np.linalg.norm(spread), 2).astype(np.float32)
+        return self._normal(0, self.scans + self.tests, 2 * self.latents) * spread
 
     def betas(self, latents: Floats) -> Floats:
         """(scans + tests, voxels)."""
         strength = np.random.default_rng([SEED, 1]).lognormal(0, 1, self.voxels).astype(np.float32)
         strength *= 0.5 / np.sqrt(np.mean(np.square(strength)))
-        betas = latents @ self._normal(2, self.latents, self.voxels) * strength
+        betas = latents[:, : self.latents] @ self._normal(2, self.latents, self.voxels) * strength
         spread = (np.arange(1, self.shared + 1) ** -0.5).astype(np.float32)
         spread *= 0.6 / np.linalg.norm(spread)
         betas += (self._normal(3, len(latents), self.shared) * spread) @ self._normal(
@@ -92,10 +93,11 @@ class World:
         seed = [SEED, 6, list(SHAPES).index(head), start, len(latents)]
         rng = np.random.default_rng(seed)
         mixing = np.random.default_rng(seed[:-1])
-        weights = mixing.standard_normal((self.latents, stop - start), np.float32)
+        weights = mixing.standard_normal((2 * self.latents, stop - start), np.float32)
+        weights *= np.repeat(np.sqrt(np.float32([0.5, 0.45])), self.latents)[:, None]
         units = mixing.lognormal(0, 0.5, stop - start).astype(np.float32)
         noise = rng.standard_normal((len(latents), stop - start), np.float32)
-        return units * np.float32(math.sqrt(0.5)) * (latents @ weights + noise)
+        return units * (latents @ weights + np.float32(math.sqrt(0.05)) * noise)
 
 
 def write_targets(world: World, latents: Floats, folder: Path) -> dict[str, Any]:

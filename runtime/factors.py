@@ -26,9 +26,9 @@ from unibrain_rt.engines.host import usable_cores
 Float = NDArray[np.float32]
 
 _PANEL = 8192  # columns that one thread takes at a time
-_TILE_BYTES = 512 << 10  # of a buffer in float32; a share of a core's second-level cache
-_STRIP = 128  # columns of one product with a tile of 64 rows: 8,192 weights, below OpenBLAS' 9,216
-_ROWS = 64
+_TILE_BYTES = 2 << 20  # of a buffer in float32: it stays in cache, and calls are few
+_STRIP = 32  # columns of one product with at most
+_ROWS = 256  # rows: 8,192 weights, below the 9,216 from which OpenBLAS divides them among threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +51,9 @@ def products(rows: Sequence[Float], factors: Sequence[Factor]) -> list[Float]:
         for each, factor in zip(rows, factors, strict=True)
     ]
     tasks = [
-        (each, factor, result, start, min(start + width, factor.values.shape[1]))
+        (each, factor, result, start, min(start + _PANEL, factor.values.shape[1]))
         for each, factor, result in zip(rows, factors, results, strict=True)
-        for width in (_panel(factor.values.shape[1]),)
-        for start in range(0, factor.values.shape[1], width)
+        for start in range(0, factor.values.shape[1], _PANEL)
     ]
     if len(tasks) < 2 or usable_cores() < 2:
         for task in tasks:
@@ -63,12 +62,6 @@ def products(rows: Sequence[Float], factors: Sequence[Factor]) -> list[Float]:
         for _ in _pool().map(lambda task: _multiply(*task), tasks):
             pass
     return results
-
-
-def _panel(columns: int) -> int:
-    """Columns of a panel: of a narrow matrix at most a quarter, so that there is something to share."""
-    quarter = -(-columns // 4)
-    return min(_PANEL, -(-quarter // _STRIP) * _STRIP)
 
 
 @np.errstate(all="ignore")  # a thread's own setting; callers look at what came out

@@ -104,7 +104,7 @@ def check_line(message: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "exact"), [("i1", ()), ("f2", ()), ("f4", ()), ("f2", HEADS), ("i1", ("image_latent",))]
 )
-@pytest.mark.parametrize("tile_bytes", [512 << 10, 64])
+@pytest.mark.parametrize("tile_bytes", [2 << 20, 64])
 def test_predictions_follow_the_formula(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, exact: tuple[str, ...], tile_bytes: int
 ) -> None:
