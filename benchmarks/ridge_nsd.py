@@ -94,7 +94,7 @@ class World:
         rng = np.random.default_rng(seed)
         mixing = np.random.default_rng(seed[:-1])
         weights = mixing.standard_normal((2 * self.latents, stop - start), np.float32)
-        weights *= np.repeat(np.sqrt(np.float32([0.5, 0.45])), self.latents)[:, None]
+        weights *= np.repeat(np.sqrt(np.array([0.5, 0.45], np.float32)), self.latents)[:, None]
         units = mixing.lognormal(0, 0.5, stop - start).astype(np.float32)
         noise = rng.standard_normal((len(latents), stop - start), np.float32)
         return units * (latents @ weights + np.float32(math.sqrt(0.05)) * noise)
