@@ -11,7 +11,7 @@ from typing import Any
 
 from unibrain_rt.engines.host import usable_cores
 
-PACKAGES = ("numpy", "onnx", "onnxruntime", "torch", "diffusers", "transformers", "safetensors")
+PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "torch", "diffusers", "transformers", "safetensors")
 # Vector extensions that decide how fast matrices multiply, as Linux names them.
 _EXTENSIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 

@@ -62,6 +62,7 @@ class OnnxRuntimePeer(Peer):
     """The exported graphs in ONNX Runtime, driven as the decoder drives them."""
 
     variants: ClassVar[tuple[str, ...]] = ("partitioned", "whole")
+    engine: ClassVar[str] = "onnxruntime"
 
     def load(self) -> None:
         from unibrain_rt.bundle import Bundle
@@ -70,7 +71,7 @@ class OnnxRuntimePeer(Peer):
         assert self.source.bundle is not None
         bundle = Bundle.open(self.source.bundle, verify=False)
         self._inputs = step_inputs(Architecture.from_mapping(bundle.architecture), self.source.flow)
-        engine = create_engine("onnxruntime", self.source.threads)
+        engine = create_engine(self.engine, self.source.threads)
         self._context = engine.open(bundle.graph("unet_context"))
         self._time = engine.open(bundle.graph("unet_time"))
         shared = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
@@ -107,6 +108,17 @@ class OnnxRuntimeHalfPeer(OnnxRuntimePeer):
     """The same from a bundle exported in fp16: that it runs on a CPU, and how far it is off."""
 
     variants: ClassVar[tuple[str, ...]] = ("partitioned",)
+
+
+class OpenVinoPeer(OnnxRuntimePeer):
+    """The same graphs in OpenVINO, in the precision that this processor computes natively."""
+
+    variants: ClassVar[tuple[str, ...]] = ("partitioned",)
+    engine: ClassVar[str] = "openvino"
+
+
+class OpenVinoHalfPeer(OpenVinoPeer):
+    """OpenVINO from a bundle exported in fp16, whose weights it reads in half the bytes."""
 
 
 class TorchPeer(Peer):
@@ -225,6 +237,8 @@ PEERS: dict[str, type[Peer]] = {
     "torch": TorchPeer,
     "diffusers": DiffusersPeer,
     "onnxruntime-fp16": OnnxRuntimeHalfPeer,
+    "openvino": OpenVinoPeer,
+    "openvino-fp16": OpenVinoHalfPeer,
 }
 
 

@@ -3,7 +3,7 @@
 Weights are drawn so that activations stay sane: norms scale by 1, biases are 0, everything else is
 N(0, 1 / fan-in). Each tensor is drawn from its own name (Philox keyed by SHA-256), so a tensor is the same in
 every file that has it, as long as numpy's ``standard_normal`` is. Files are written block by block; no whole
-tensor is ever in memory.
+tensor is ever in memory. A vocabulary of the right size lies beside them, so that captions can be decoded, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from unibrain_rt.captions import byte_alphabet
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.config import Architecture
 
@@ -34,6 +35,8 @@ DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "fp16": ("F16", np.dtype("<f2")),
 }
 
+SPECIAL = 3
+"""Tokens that Optimus adds to GPT-2's: padding, begin and end."""
 _BLOCK = 1 << 22
 _REPORT_EVERY = 1 << 30
 # Fully connected layers that were published as 1×1 convolutions.
@@ -126,6 +129,7 @@ def write_checkpoint(
         )
         files.setdefault(file, {})[name.removeprefix(prefix)] = name
     out.mkdir(parents=True, exist_ok=True)
+    write_vocabulary(out / "tokenizers" / "gpt2", int(architecture.optimus.decoder["vocab_size"]) - SPECIAL)
     sizes = json.dumps(architecture.to_mapping(), indent=1)
     (out / "config.json").write_text(sizes + "\n", encoding="utf-8")
     # The main file comes last: a folder that has it is complete.
@@ -135,6 +139,22 @@ def write_checkpoint(
             _write_safetensors(stream, file, files[file], shapes, dtype, seed)
         partial.rename(out / file)
     return {file: (out / file).stat().st_size for file in files}
+
+
+def write_vocabulary(folder: Path, size: int) -> None:
+    """A byte-level vocabulary of ``size`` tokens as GPT-2 has it, of letters and pairs of letters.
+
+    ``vocab.json`` and ``merges.txt``; the words that random weights choose from it mean nothing.
+    """
+    letters = sorted(byte_alphabet(), key=byte_alphabet().__getitem__)
+    pairs = [(first, second) for first in letters for second in letters][: max(size - 1 - len(letters), 0)]
+    tokens = [*letters, *("".join(pair) for pair in pairs)][: size - 1]
+    tokens.append("<|endoftext|>")
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = "".join(f"{first} {second}\n" for first, second in pairs)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
 
 
 def _write_safetensors(

@@ -43,11 +43,13 @@ RATIOS = (
     ("partition alone, in ONNX Runtime", "onnxruntime/whole", "onnxruntime/partitioned"),
     ("our module over diffusers, both whole", "diffusers/whole", "torch/whole"),
     ("ONNX Runtime fp32 over fp16", "onnxruntime-fp16/partitioned", "onnxruntime/partitioned"),
+    ("OpenVINO over ONNX Runtime fp32", "onnxruntime/partitioned", "openvino/partitioned"),
+    ("OpenVINO from fp16 over ONNX Runtime fp32", "onnxruntime/partitioned", "openvino-fp16/partitioned"),
 )
 _LIBRARIES_BYTES = 0.75 * 2**30
 # What a peer takes for each byte of fp32 weights: ONNX Runtime packs weights anew for its kernels, and
-# computes fp16 in fp32 on a CPU.
-_FACTORS = {"onnxruntime": 1.25, "onnxruntime-fp16": 1.75}
+# computes fp16 in fp32 on a CPU; OpenVINO packs them too, and keeps the file mapped beside.
+_FACTORS = {"onnxruntime": 1.25, "onnxruntime-fp16": 1.75, "openvino": 1.2, "openvino-fp16": 1.2}
 _SHARE_OF_AVAILABLE = 0.9
 
 

@@ -34,9 +34,9 @@ def report(results: Mapping[str, Any]) -> str:
     if results.get("flows") or results.get("half"):
         sections += ["## Steps", _STEPS_NOTE]
     for flow in results.get("flows", []):
-        sections += [f"### One guided step of the {flow['flow']} flow", _flow(flow)]
+        sections += [f"### One guided step of the {flow['flow']} flow", flow_section(flow)]
     for flow in results.get("half", []):
-        sections += [f"### The fp16 bundle on a CPU, {flow['flow']} flow", _HALF_NOTE, _flow(flow)]
+        sections += [f"### The fp16 bundle on a CPU, {flow['flow']} flow", _HALF_NOTE, flow_section(flow)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -124,7 +124,7 @@ def _stage_cells(stage: Mapping[str, Any] | None) -> list[str]:
     return [f"{stage['seconds']:.0f} s", _gib(stage["peak_rss_bytes"]), _gib(stage["peak_anonymous_bytes"])]
 
 
-def _flow(flow: Mapping[str, Any]) -> str:
+def flow_section(flow: Mapping[str, Any]) -> str:
     groups = "; then ".join(
         f"{', '.join(group['peers'])} ({len(group['rounds'])} rounds)" for group in flow["groups"]
     )

@@ -100,11 +100,14 @@ class AheadEngine(Engine):
     def unready(self, graphs: Sequence[tuple[GraphSpec, int]]) -> str | None:
         if self.quick:
             return None
-        keys = [self.key(graph, free) for graph, free in graphs]
-        missing = [key for key in keys if self.cache.find(key) is None]
-        if not missing:
-            return None
-        why = self.cache.why_missing(missing[0])
+        try:
+            keys = [self.key(graph, free) for graph, free in graphs]
+            missing = [key for key in keys if self.cache.find(key) is None]
+            if not missing:
+                return None
+            why = self.cache.why_missing(missing[0])
+        except EngineError as error:  # no reason to keep ``auto`` from the next engine
+            return str(error)
         count = f"{len(missing)} of {len(keys)} plans are missing"
         return f"{count} ({missing[0].graph}: {why}); {self._advice([graph for graph, _ in graphs])}"
 

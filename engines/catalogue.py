@@ -16,6 +16,7 @@ from unibrain_rt.engines.errors import EngineError
 MODULES = {
     "tensorrt": "unibrain_rt.engines.tensorrt.native",
     "tensorrt-rtx": "unibrain_rt.engines.tensorrt.rtx",
+    "cuda": "unibrain_rt.engines.onnxruntime_cuda",
     "openvino": "unibrain_rt.engines.openvino",
     "onnxruntime": "unibrain_rt.engines.onnxruntime",
 }

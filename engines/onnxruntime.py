@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the engine that runs everywhere. Every session is made here."""
+"""ONNX Runtime on the CPU: the engine that runs everywhere. `load` serves the GPU as well."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unibrain_rt.engines.errors import EngineError
 from unibrain_rt.engines.host import HostSession, check_tensors, first_line, usable_cores
 
 NAME = "onnxruntime"
-_ONNX_TYPES = {
+ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(int64)": "int64",
@@ -104,7 +104,7 @@ def load(onnxruntime: Any, graph: GraphSpec, options: Any, providers: list[Any])
     except Exception as error:
         raise EngineError(f"{graph.path.name}: onnxruntime cannot load it ({first_line(error)})") from error
     inputs, outputs = (
-        {node.name: (_ONNX_TYPES.get(node.type, node.type), node.shape) for node in nodes}
+        {node.name: (ONNX_TYPES.get(node.type, node.type), node.shape) for node in nodes}
         for nodes in (session.get_inputs(), session.get_outputs())
     )
     check_tensors(graph, inputs, outputs)

@@ -90,9 +90,13 @@ class PlanCache:
         return record.path
 
     def why_missing(self, key: PlanKey) -> str:
-        """Why ``find`` gives none, in a few words, by comparing with the plan of this graph that is most like it."""
-        if self._path(key.digest, "json").exists():
-            return "its plan is damaged"
+        """Why ``find`` gives none, in a few words, by comparing with the plan of this graph that is most like it.
+
+        Raises EngineError if the folder cannot be read.
+        """
+        with self._writing("read"):
+            if self._path(key.digest, "json").exists():
+                return "its plan is damaged"
         like = [record for record in self.plans() if _same_graph(record.key, key)]
         if not like:
             return "never built"

@@ -87,7 +87,7 @@ class Detokenizer:
         if not isinstance(vocabulary, dict) or not vocabulary:
             raise BundleError(f"{path}: must map tokens to ids, not be {type(vocabulary).__name__} or empty")
         pieces: list[bytes | None] = [None] * len(vocabulary)
-        byte_of = _byte_alphabet()
+        byte_of = byte_alphabet()
         for token, index in vocabulary.items():
             if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(pieces):
                 raise BundleError(f"{path}: token {token!r} has id {index!r}, not 0 to {len(pieces) - 1}")
@@ -187,7 +187,7 @@ def _key(word: str) -> str:
     return word.rstrip(_PUNCTUATION).casefold()
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-in for each byte, backwards: character to byte.
 
     Bytes that print in Latin-1 stand for themselves; the rest (controls, blanks, the soft hyphen) take the

@@ -143,6 +143,17 @@ class Decoder:
         other._stages = self._stages.sampling(preset)
         return other
 
+    def reading(self, subject: Subject) -> Decoder:
+        """This decoder for another subject of the bundle, on the same graphs in the same memory.
+
+        Raises:
+            BundleError: the subject's heads do not fit the bundle.
+        """
+        other = copy.copy(self)
+        other.subject = subject
+        other._check_heads()
+        return other
+
     def decode(
         self, voxels: NDArray[Any], *, seed: int = 0, progress: Progress | None = None
     ) -> Reconstruction:

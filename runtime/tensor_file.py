@@ -59,7 +59,8 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
         header = _parsed(file.read(begin - _LENGTH_BYTES))
         places = {name: _Place(name, entry) for name, entry in header.items()}
         _check_cover(places, found.st_size - begin)
-        mapped = np.memmap(file, np.uint8, "r", shape=(found.st_size,))
+        # A plain array: numpy runs Python code for every view of a memmap, and an interrupt that falls there is lost.
+        mapped = np.asarray(np.memmap(file, np.uint8, "r", shape=(found.st_size,)))
     tensors: dict[str, NDArray[Any]] = {}
     for name, place in places.items():
         raw = mapped[begin + place.start : begin + place.stop]

@@ -59,7 +59,7 @@ class Cuda:
         """
         try:
             code, *results = getattr(self._module, function)(*arguments)
-        except RuntimeError as error:  # the bindings load the driver late
+        except (RuntimeError, AttributeError) as error:  # the bindings load the driver late, or are too old
             raise EngineError(f"CUDA: {first_line(error)}") from error
         if int(code) != 0:
             raise EngineError(self._complaint(function, code))

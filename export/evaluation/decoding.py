@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt import Decoder
+from unibrain_rt import Bundle, Decoder
 from unibrain_rt.engines import EngineError
 from unibrain_rt.export.evaluation.variants import FULL, Variant
 from unibrain_rt.presets import Flow
@@ -85,50 +85,77 @@ class VariantDecoder:
         return variant.preset(self._preset)
 
 
-def decode_all(
-    bundle: Path,
-    subject: str | None,
-    requests: Sequence[Request],
-    *,
-    preset: str = "paper",
-    engine: str = "auto",
-    workers: int | None = None,
-    report: Callable[[int, int], None] | None = None,
-) -> list[Decoded]:
-    """Decode every request, in their order; the result does not depend on the number of workers.
+class DecodingPool:
+    """Worker processes that decode with one bundle, and stay for one call of ``decode`` after another.
 
-    Args:
-        workers: processes; by default one for each core this process may run on. 1 stays in this process.
-        report: called with how many are done and how many there are.
-
-    Raises:
-        InputError, BundleError, EngineError: as ``Decoder`` does, or a worker was killed.
+    Use it in a ``with`` statement. The processes are started when they are first needed.
     """
-    count = workers or len(os.sched_getaffinity(0))
-    settings = (bundle, subject, preset, engine)
-    results: list[Decoded] = []
-    if count == 1 or len(requests) <= _CHUNK:
-        decoder = _open(*settings, threads=None if count > 1 else 1)
-        for request in requests:
-            results.append(decoder.decode(request))
-            if report is not None:
-                report(len(results), len(requests))
-        return results
-    chunks = [requests[start : start + _CHUNK] for start in range(0, len(requests), _CHUNK)]
-    # A forked copy of a process with threads may hang: workers start afresh.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, initializer=_start, initargs=settings) as pool:
-        futures = [pool.submit(_decode_chunk, chunk) for chunk in chunks]
+
+    def __init__(
+        self, bundle: Path, *, preset: str = "paper", engine: str = "auto", workers: int | None = None
+    ) -> None:
+        """``workers``: processes; by default one for each core this process may run on. 1 stays in this process."""
+        self._settings = (bundle, preset, engine)
+        self._count = workers or len(os.sched_getaffinity(0))
+        self._pool: ProcessPoolExecutor | None = None
+        self._own: Decoders | None = None
+
+    def __enter__(self) -> DecodingPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def decode(
+        self,
+        subject: str | None,
+        requests: Sequence[Request],
+        report: Callable[[int, int], None] | None = None,
+    ) -> list[Decoded]:
+        """Decode every request, in their order; the result does not depend on the number of workers.
+
+        Args:
+            subject: whose scans they are; may be left out as in ``Decoder.open``.
+            report: called with how many are done and how many there are.
+
+        Raises:
+            InputError, BundleError, EngineError: as ``Decoder`` does, or a worker was killed.
+        """
+        if self._count == 1 or len(requests) <= _CHUNK:
+            return self._decode_here(subject, requests, report)
+        if self._pool is None:
+            # A forked copy of a process with threads may hang: workers start afresh.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self._count, context, initializer=_start, initargs=self._settings
+            )
+        chunks = [requests[start : start + _CHUNK] for start in range(0, len(requests), _CHUNK)]
         try:
+            futures = [self._pool.submit(_decode_chunk, subject, chunk) for chunk in chunks]
             _follow(futures, chunks, report)
         except BrokenProcessPool as error:
             raise EngineError(
                 "a decoding process was killed, perhaps for memory; use fewer workers"
             ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
         return [decoded for future in futures for decoded in future.result()]
+
+    def _decode_here(
+        self,
+        subject: str | None,
+        requests: Sequence[Request],
+        report: Callable[[int, int], None] | None,
+    ) -> list[Decoded]:
+        if self._own is None:
+            self._own = Decoders(*self._settings, threads=None if self._count > 1 else 1)
+        decoder = self._own.of(subject)
+        results: list[Decoded] = []
+        for request in requests:
+            results.append(decoder.decode(request))
+            if report is not None:
+                report(len(results), len(requests))
+        return results
 
 
 def _follow(
@@ -145,20 +172,35 @@ def _follow(
             report(done, sum(sizes.values()))
 
 
-def _open(bundle: Path, subject: str | None, preset: str, engine: str, threads: int | None) -> VariantDecoder:
-    return VariantDecoder(
-        Decoder.open(bundle, subject=subject, preset=preset, engine=engine, threads=threads)
-    )
+class Decoders:
+    """A decoder a subject, all on the same graphs in memory."""
+
+    def __init__(self, bundle: Path, preset: str, engine: str, threads: int | None) -> None:
+        self._bundle = Bundle.open(bundle)
+        self._options: dict[str, Any] = {"preset": preset, "engine": engine, "threads": threads}
+        self._first: Decoder | None = None
+        self._by_subject: dict[str | None, VariantDecoder] = {}
+
+    def of(self, subject: str | None) -> VariantDecoder:
+        """Raises InputError, BundleError, EngineError."""
+        if subject not in self._by_subject:
+            if self._first is None:
+                decoder = self._first = Decoder.open(self._bundle, subject=subject, **self._options)
+            else:
+                decoder = self._first.reading(self._bundle.subject(subject))
+            self._by_subject[subject] = VariantDecoder(decoder)
+        return self._by_subject[subject]
 
 
-_worker: VariantDecoder | None = None
+_worker: Decoders | None = None
 
 
-def _start(bundle: Path, subject: str | None, preset: str, engine: str) -> None:
+def _start(bundle: Path, preset: str, engine: str) -> None:
     global _worker
-    _worker = _open(bundle, subject, preset, engine, threads=1)
+    _worker = Decoders(bundle, preset, engine, threads=1)
 
 
-def _decode_chunk(requests: Sequence[Request]) -> list[Decoded]:
+def _decode_chunk(subject: str | None, requests: Sequence[Request]) -> list[Decoded]:
     assert _worker is not None
-    return [_worker.decode(request) for request in requests]
+    decoder = _worker.of(subject)
+    return [decoder.decode(request) for request in requests]

@@ -15,7 +15,7 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export.datasets.dataset import Dataset
 from unibrain_rt.export.datasets.volumes import CATEGORY_FILES, VISUAL_AREAS
 from unibrain_rt.export.evaluation.controls import CONTROLS
-from unibrain_rt.export.evaluation.decoding import Decoded, Request, decode_all
+from unibrain_rt.export.evaluation.decoding import Decoded, DecodingPool, Request
 from unibrain_rt.export.evaluation.features import Extractor
 from unibrain_rt.export.evaluation.images import SIDE
 from unibrain_rt.export.evaluation.regions import active, lesioned, natural_strength
@@ -145,15 +145,15 @@ class Evaluator:
 
     def decode(self, plans: Plans) -> dict[str, list[Decoded]]:
         """Decode all plans at once, with a line about every tenth of the way."""
-        decoded = decode_all(
-            self.bundle.folder,
-            self.subject.name,
-            [request for plan in plans.values() for request in plan],
-            preset=self.preset,
-            engine=self.engine.name,
-            workers=self.workers,
-            report=by_shares(lambda done, total: self._say(f"decoded {done:,} of {total:,} scans"), 10),
-        )
+        requests = [request for plan in plans.values() for request in plan]
+        with DecodingPool(
+            self.bundle.folder, preset=self.preset, engine=self.engine.name, workers=self.workers
+        ) as pool:
+            decoded = pool.decode(
+                self.subject.name,
+                requests,
+                by_shares(lambda done, total: self._say(f"decoded {done:,} of {total:,} scans"), 10),
+            )
         found, start = {}, 0
         for name, plan in plans.items():
             found[name] = decoded[start : start + len(plan)]

@@ -20,10 +20,12 @@ from unibrain_rt.benchmarks.random_checkpoint import (  # noqa: E402
     tensor_shapes,
     write_checkpoint,
 )
+from unibrain_rt.captions import Detokenizer  # noqa: E402
 from unibrain_rt.errors import InputError  # noqa: E402
 from unibrain_rt.export import checkpoint as checkpoints  # noqa: E402
 from unibrain_rt.export.checkpoint import check, open_checkpoint  # noqa: E402
 from unibrain_rt.export.config import Architecture  # noqa: E402
+from unibrain_rt.export.tokenization import gpt2_ids  # noqa: E402
 
 # What the published files hold that is no weight: the schedule's tables and GPT-2's causal masks.
 NO_WEIGHT = re.compile(r"[a-z0-9_]+|vae\.text\.decoder\..*\.attn\.bias")
@@ -47,7 +49,7 @@ def test_written_checkpoints_are_read_back(tmp_path, tiny_architecture, dtype, s
     written = write_checkpoint(tmp_path, tiny_architecture, dtype=dtype, split=split)
     assert set(written) == {MAIN, *(SIDE_FILES if split else ())}
     assert written == {name: (tmp_path / name).stat().st_size for name in written}
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*written, "config.json"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*written, "config.json", "tokenizers"])
     found = open_checkpoint(tmp_path)
     check(found)
     assert found.has_captions
@@ -125,3 +127,14 @@ def test_command(tmp_path, tiny_config):
     )
     assert done.exit_code == 0, done.output
     assert f"{MAIN}: 0.00 GB" in done.output
+
+
+@pytest.mark.parametrize("size", [40, 257, 3000, 50257])
+def test_the_vocabulary_has_the_size_asked_for(tmp_path, size):
+    random_checkpoint.write_vocabulary(tmp_path, size)
+    detokenizer = Detokenizer.load(tmp_path)
+    assert len(detokenizer.pieces) == size
+    assert len(set(detokenizer.pieces)) == size
+    if size > 300:
+        ids = gpt2_ids(tmp_path, ["a red ball", ""], 20)
+        assert [detokenizer.text(row.tolist()) for row in ids] == ["a red ball", ""]

@@ -167,6 +167,13 @@ def test_auto_is_told_of_plans_that_are_missing(engine: CopyingEngine, graph: Gr
     )
 
 
+def test_a_cache_that_cannot_be_read_keeps_auto_from_no_other_engine(cache: Path, graph: GraphSpec) -> None:
+    cache.touch()
+    reason = CopyingEngine(Settings(cache=cache)).unready([(graph, 1)])
+    assert reason is not None
+    assert "cannot be read (Not a directory); name another folder with --cache" in reason
+
+
 # --- What a plan is made of ---------------------------------------------------------------------------------
 
 

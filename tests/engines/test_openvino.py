@@ -181,6 +181,16 @@ def test_the_phantom_decodes_as_on_onnxruntime(
         assert min(likeness) > 35
 
 
+def test_every_graph_agrees_with_the_reference(
+    golden_dir: Path, golden_bundle: Path, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's own fused attention does not, on the text flow's few tokens."""
+    monkeypatch.setenv("UNIBRAIN_RT_CACHE", str(tmp_path))
+    monkeypatch.setenv(openvino.PRECISION_VARIABLE, "fp32")
+    done = cli("verify", golden_bundle, "--golden", golden_dir / "golden.safetensors", "--engine", "openvino")
+    assert done.code == 0, done.err
+
+
 def test_threads_do_not_change_a_decode(tiny: Any, tiny_template: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_template)
     images = []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
-from unibrain_rt.export.evaluation.decoding import Decoded, Request, decode_all
+from unibrain_rt.export.evaluation.decoding import Decoded, DecodingPool, Request
 from unibrain_rt.export.evaluation.features import Extractor
 from unibrain_rt.export.evaluation.scores import CaptionJudge, ImageJudge, Metric, Scores
 from unibrain_rt.export.phantom.people import held_out, subject_model
@@ -94,7 +94,7 @@ class Laboratory:
     engine: Engine
     extractors: tuple[Extractor, ...]
     preset: str
-    workers: int | None
+    pool: DecodingPool
     say: Callable[[str], None]
 
     @property
@@ -110,15 +110,8 @@ class Laboratory:
 
     def decode(self, what: str, subject: str, requests: Sequence[Request]) -> list[Decoded]:
         """Decode all, with a line about every quarter of the way."""
-        return decode_all(
-            self.bundle.folder,
-            subject,
-            requests,
-            preset=self.preset,
-            engine=self.engine.name,
-            workers=self.workers,
-            report=by_shares(lambda done, total: self.say(f"{what}: {done} of {total}"), 4),
-        )
+        report = by_shares(lambda done, total: self.say(f"{what}: {done} of {total}"), 4)
+        return self.pool.decode(subject, requests, report)
 
 
 def pictures_of(decoded: Sequence[Decoded]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from unibrain_rt import __version__
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import create_engine
 from unibrain_rt.errors import InputError
+from unibrain_rt.export.evaluation.decoding import DecodingPool
 from unibrain_rt.export.evaluation.features import open_extractors
 from unibrain_rt.export.evaluation.report import Page, Section, Text
 from unibrain_rt.export.phantom.people import SUBJECTS
@@ -64,19 +65,20 @@ def run(
         raise InputError(f"{bundle.folder}: {problem}; make one with unibrain-rt phantom bundle")
     runner = create_engine(engine)
     extractors = tuple(open_extractors(bundle, [judge or shipped_judge()], runner))
-    lab = Laboratory(bundle, runner, extractors, preset, workers, say)
-    say(f"scanning {', '.join(names)}: {scans} held-out scenes")
-    sessions = [lab.session(name, scans) for name in names]
-    first = sessions[0]
-    yardstick = Yardstick(lab, first.shown, first.stimuli)  # every subject sees the same scenes
-    results = experiments.full_decodes(lab, sessions, yardstick)
-    full = results[first.name]
-    variants = experiments.ablations(lab, first, full, yardstick)
-    recogniser = experiments.KindRecogniser(lab.judge, first.stimuli.shape[1])
-    active = [one for session in sessions for one in experiments.activations(lab, session, recogniser)]
-    rows, silenced = experiments.lesions(lab, first, full)
-    controls = experiments.controls(lab, first)
-    agreements = experiments.agreements(lab, results)
+    with DecodingPool(bundle.folder, preset=preset, engine=runner.name, workers=workers) as pool:
+        lab = Laboratory(bundle, runner, extractors, preset, pool, say)
+        say(f"scanning {', '.join(names)}: {scans} held-out scenes")
+        sessions = [lab.session(name, scans) for name in names]
+        first = sessions[0]
+        yardstick = Yardstick(lab, first.shown, first.stimuli)  # every subject sees the same scenes
+        results = experiments.full_decodes(lab, sessions, yardstick)
+        full = results[first.name]
+        variants = experiments.ablations(lab, first, full, yardstick)
+        recogniser = experiments.KindRecogniser(lab.judge, first.stimuli.shape[1])
+        active = [one for session in sessions for one in experiments.activations(lab, session, recogniser)]
+        rows, silenced = experiments.lesions(lab, first, full)
+        controls = experiments.controls(lab, first)
+        agreements = experiments.agreements(lab, results)
     body = [
         sections.examples(first, full),
         sections.scores(sessions, results),

@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 
 from unibrain_rt import Decoder
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.evaluation.decoding import Decoded, Request, VariantDecoder, decode_all
+from unibrain_rt.export.evaluation.decoding import Decoded, DecodingPool, Request, VariantDecoder
 from unibrain_rt.export.evaluation.variants import FULL, ONLY_CI, ONLY_Z, VARIANTS, WITHOUT_CI, WITHOUT_Z
+from unibrain_rt.export.phantom.people import held_out
 
 PRESET = "realtime"
 Scans = NDArray[np.float32]
@@ -80,10 +81,14 @@ def test_flows_that_are_not_asked_for_are_left_out(decoder: Decoder, scans: Scan
 def test_workers_give_what_one_process_gives_in_the_same_order(decoder: Decoder, scans: Scans) -> None:
     requests = [Request(scan, seed=i) for i, scan in enumerate(scans)]
     told: list[tuple[int, int]] = []
-    alone = decode_all(decoder.bundle.folder, None, requests, preset=PRESET, workers=1)
-    together = decode_all(
-        decoder.bundle.folder, None, requests, preset=PRESET, workers=2, report=lambda *n: told.append(n)
-    )
+    with (
+        DecodingPool(decoder.bundle.folder, preset=PRESET, workers=1) as one,
+        DecodingPool(decoder.bundle.folder, preset=PRESET, workers=2) as two,
+    ):
+        alone = one.decode(None, requests)
+        together = two.decode(None, requests, lambda *n: told.append(n))
+        again = two.decode(None, requests[::-1])
+    assert [found.caption for found in again] == [found.caption for found in together][::-1]
     assert [one.caption for one in alone] == [one.caption for one in together]
     assert all(np.array_equal(one.image, other.image) for one, other in zip(alone, together, strict=True))
     assert told[-1] == (12, 12)
@@ -92,5 +97,18 @@ def test_workers_give_what_one_process_gives_in_the_same_order(decoder: Decoder,
 
 def test_a_bad_scan_is_an_input_error_in_a_worker_too(decoder: Decoder, scans: Scans) -> None:
     requests = [Request(scan) for scan in (*scans, scans[0][:-1])]
-    with pytest.raises(InputError, match="voxels"):
-        decode_all(decoder.bundle.folder, None, requests, preset=PRESET, workers=2)
+    with (
+        DecodingPool(decoder.bundle.folder, preset=PRESET, workers=2) as pool,
+        pytest.raises(InputError, match="voxels"),
+    ):
+        pool.decode(None, requests)
+
+
+def test_a_pool_decodes_for_every_subject_of_its_bundle(decoder: Decoder) -> None:
+    bundle = decoder.bundle
+    shown = {name: held_out(name, 10, 64)[2] for name in ("sub-01", "sub-05")}
+    with DecodingPool(bundle.folder, preset=PRESET, workers=2) as pool:
+        for name, voxels in shown.items():
+            found = pool.decode(name, [Request(scan, flows=("image",)) for scan in voxels])
+            want = Decoder.open(bundle, subject=name, preset=PRESET, threads=1).decode(voxels[3])
+            assert np.array_equal(found[3].image, want.image)

@@ -1,0 +1,149 @@
+"""Peak memory of a whole decode, with all graphs in memory and with one at a time (``--low-memory``).
+
+Each decode runs in a process of its own that is watched from outside. The subject is made up: its heads predict
+noise of the right shapes, and take no memory to speak of, so that what is measured is the graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.memory import PeakMemory
+from unibrain_rt.benchmarks.tables import machine_line, table
+from unibrain_rt.bundle import Bundle
+from unibrain_rt.graph_size import decode_memory
+from unibrain_rt.stages import decode_graphs
+
+_DECODE = "import sys; from unibrain_rt.benchmarks.decode_memory import decode; decode(*sys.argv[1:])"
+
+
+class NoiseSubject:
+    """Stands in for a fitted subject of a bundle."""
+
+    name = "noise"
+
+    def __init__(self, bundle: Bundle) -> None:
+        image, text = bundle.unconditional_contexts()
+        steps = {"image_latent": "unet_image_step", "text_latent": "unet_text_step"}
+        self._shapes = {"image_context": image.shape[1:], "text_context": text.shape[1:]}
+        self._shapes |= {
+            head: bundle.graph(graph).tensor("latent").sized(1)[1:] for head, graph in steps.items()
+        }
+
+    def head_shape(self, head: str) -> tuple[int, ...]:
+        return self._shapes[head]
+
+    def predict(self, voxels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Noise, of length 1 a token as CLIP's contexts are."""
+        rng = np.random.default_rng(0)
+        found = {}
+        for head, shape in self._shapes.items():
+            values = rng.standard_normal((len(voxels), *shape), dtype=np.float32)
+            scale = shape[-1] ** -0.5 if head.endswith("context") else 1.0
+            found[head] = values * np.float32(scale)
+        return found
+
+
+def decode(bundle: str, engine: str, preset: str, memory: str) -> None:
+    """One decode, in this process; prints its seconds by stage as JSON."""
+    from unibrain_rt import Decoder
+    from unibrain_rt.captions import CaptionOptions
+    from unibrain_rt.engines import create_engine
+    from unibrain_rt.engines.on_demand import OnDemandEngine
+
+    opened = Bundle.open(bundle, verify=False)
+    runner = create_engine(engine)
+    if memory == "low":
+        runner = OnDemandEngine(runner)
+    subject: Any = NoiseSubject(opened)
+    decoder = Decoder(opened, subject, runner, preset, CaptionOptions(max_tokens=8))
+    result = decoder.decode(np.zeros(1, np.float32))
+    print(json.dumps({"timings_ms": result.timings_ms, "mean": float(result.image.mean())}))
+
+
+def measure(bundle: Path, engine: str, preset: str, memory: str) -> dict[str, Any]:
+    """Peak memory of one decode; RuntimeError with the last lines if it fails."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _DECODE, str(bundle), engine, preset, memory],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with PeakMemory(process.pid) as watched:
+        out, err = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"decode exited {process.returncode}:\n{err[-2000:]}")
+    return {"memory": memory, **watched.peak.to_mapping(), **json.loads(out.splitlines()[-1])}
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    rows = [
+        [
+            "one graph at a time" if run["memory"] == "low" else "all graphs",
+            _gib(run["anonymous_bytes"]),
+            _gib(run["total_bytes"]),
+            f"{run['timings_ms']['total'] / 1000:.1f} s",
+        ]
+        for run in results["runs"]
+    ]
+    need = results["estimate"]
+    return (
+        "\n\n".join(
+            [
+                "# Memory of a decode",
+                f"`python -m unibrain_rt.benchmarks.decode_memory`: bundle in {results['precision']}, engine "
+                f"{results['engine']}, preset {results['preset']}, 8 tokens of caption. GiB is 2³⁰ bytes.",
+                machine_line(results["machine"]),
+                f"Weights of all graphs {_gib(need['weights_bytes'])}, of the largest {_gib(need['largest_bytes'])}; "
+                f"inputs and outputs {_gib(need['buffers_bytes'])}.",
+                table(["loaded", "peak own memory", "peak RSS", "decode"], rows),
+                "RSS includes pages of the bundle's files, which the kernel drops when it needs room.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Results: this with .json and .md."
+)
+@click.option("--engine", default="onnxruntime", show_default=True)
+@click.option("--preset", default="realtime", show_default=True)
+def main(bundle: Path, out: Path, engine: str, preset: str) -> None:
+    """Decode once with all graphs of BUNDLE in memory and once with one at a time."""
+    opened = Bundle.open(bundle, verify=False)
+    estimate = decode_memory(opened, decode_graphs(opened, [preset]))
+    runs = [measure(bundle, engine, preset, memory) for memory in ("low", "all")]
+    results = {
+        "machine": machine.collect(),
+        "engine": engine,
+        "preset": preset,
+        "precision": opened.precision,
+        "estimate": {
+            "weights_bytes": estimate.weights_bytes,
+            "largest_bytes": estimate.largest_bytes,
+            "buffers_bytes": estimate.buffers_bytes,
+        },
+        "runs": runs,
+    }
+    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(page(results), encoding="utf-8")
+    click.echo(page(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""ONNX Runtime on a GPU: which runs are captured and replayed, what is copied when, and what is said where it fails."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unibrain_rt import Decoder
+from unibrain_rt.bundle import Bundle
+from unibrain_rt.captions import CaptionOptions
+from unibrain_rt.engines import Call, EngineError, Settings, create_engine, onnxruntime_cuda, probe
+from unibrain_rt.engines.onnx_nodes import count_nodes
+from unibrain_rt.engines.onnxruntime_cuda import ATTENTION, CudaEngine, CudaSession
+
+pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+hand = importlib.import_module("hand_graphs")
+standin = importlib.import_module("cuda_as_cpu")
+
+
+class Device:
+    """An engine on the stand-in, and what it told."""
+
+    def __init__(self, refuses: str | None = None, graphs: bool = True) -> None:
+        self.library = standin.Library(refuses)
+        self.told: list[str] = []
+        self.engine = CudaEngine(Settings(tell=self.told.append), graphs=graphs, onnxruntime=self.library)
+
+    def kinds(self) -> list[tuple[str, str]]:
+        """What was run since the last time one asked, and how."""
+        found = [(name, kind) for name, kind, _, _ in self.library.runs]
+        self.library.runs.clear()
+        return found
+
+
+@pytest.fixture(params=["captured", "eager", "refused loading", "refused capturing"])
+def device(request: pytest.FixtureRequest) -> Device:
+    """With graphs, without, and where the library refuses them."""
+    refuses = request.param.partition(" ")[2] or None
+    return Device(refuses, graphs=request.param != "eager")
+
+
+@pytest.fixture
+def capturing() -> Device:
+    return Device()
+
+
+def walked(runs: int, x: float = 1.0) -> tuple[Any, Any]:
+    """What ``walk`` gives after so many runs with rows (i, 1)."""
+    at, before = np.full((1, 2), x, np.float32), np.zeros((1, 2), np.float32)
+    for number in range(runs):
+        at, before = 2 * at + before + np.array([number, 1], np.float32), at
+    return at, before
+
+
+def rows(runs: int) -> dict[str, Any]:
+    return {"row": np.array([[number, 1] for number in range(runs)])}
+
+
+def load(session: Any, x: float = 1.0) -> None:
+    session.rewind()
+    session.write("x", x)
+    session.write("before", 0)
+
+
+# --- Numbers ------------------------------------------------------------------------------------------------
+
+
+def test_write_run_read(device: Device, tmp_path: Path) -> None:
+    session = device.engine.open(hand.adder(tmp_path, shape=("N", 3)), free=2)
+    for value in (1, 5):
+        session.write("a", value)
+        session.write("b", np.arange(3))
+        session.run()
+        np.testing.assert_array_equal(session.read("sum"), value + np.arange(3) * np.ones((2, 1)))
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 8])
+def test_single_runs_feed_back(device: Device, tmp_path: Path, runs: int) -> None:
+    session = device.engine.open(hand.walk(tmp_path))
+    for _ in range(2):
+        load(session)
+        for number in range(runs):
+            session.write("row", [number, 1])
+            session.run()
+        np.testing.assert_array_equal(session.read("next_x"), walked(runs)[0])
+        np.testing.assert_array_equal(session.read("next_before"), walked(runs)[1])
+
+
+@pytest.mark.parametrize("runs", [1, 2, 5])
+def test_a_program_runs_through_its_table(device: Device, tmp_path: Path, runs: int) -> None:
+    session = device.engine.open(hand.walk(tmp_path))
+    program = device.engine.program([Call(session, runs, rows(runs))])
+    for x in (1.0, 3.0, 1.0):
+        load(session, x)
+        program.start()
+        program.finish()
+        np.testing.assert_array_equal(session.read("next_x"), walked(runs, x)[0])
+    assert len(program.milliseconds) == 1
+    # From the other turn, too: nobody has to rewind.
+    session.write("x", 1)
+    session.write("before", 0)
+    program.start()
+    program.finish()
+    np.testing.assert_array_equal(session.read("next_x"), walked(runs)[0])
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_a_call_takes_what_another_gave(device: Device, tmp_path: Path, runs: int) -> None:
+    walk = device.engine.open(hand.walk(tmp_path))
+    after = device.engine.open(hand.adder(tmp_path, shape=(1, 2)))
+    program = device.engine.program(
+        [Call(walk, runs, rows(runs)), Call(after, takes={"a": (walk, "next_x")}, counted=False)]
+    )
+    counted: list[int] = []
+    after.write("b", 100)
+    for x in (1.0, 2.0):
+        load(walk, x)
+        program.start(counted.append)
+        program.finish()
+        np.testing.assert_array_equal(after.read("sum"), walked(runs, x)[0] + 100)
+    assert counted == [1] * (2 * runs)
+    assert len(program.milliseconds) == 2
+
+
+def test_a_decode_is_that_of_the_cpu(device: Device, tiny: Any, tiny_template: Path) -> None:
+    bundle = Bundle.open(tiny_template)
+    cpu = Decoder(bundle, bundle.subject(), create_engine("onnxruntime", 1), "paper", CaptionOptions())
+    gpu = Decoder(bundle, bundle.subject(), device.engine, "paper", CaptionOptions())
+    for number in range(3):
+        want, have = (decoder.decode(tiny.scan(number), seed=number) for decoder in (cpu, gpu))
+        np.testing.assert_array_equal(have.image, want.image)
+        assert have.tokens == want.tokens
+        assert have.engine == "cuda"
+    other = gpu.sampling(bundle.preset("fast"), "fast")
+    want = cpu.sampling(bundle.preset("fast"), "fast").decode(tiny.scan())
+    np.testing.assert_array_equal(other.decode(tiny.scan()).image, want.image)
+
+
+# --- Captures -----------------------------------------------------------------------------------------------
+
+
+def test_every_run_has_a_graph_and_only_the_last_waits(capturing: Device, tmp_path: Path) -> None:
+    session = capturing.engine.open(hand.walk(tmp_path))
+    assert capturing.kinds() == [("walk", "run")], "profiled once, to count kernels"
+    program = capturing.engine.program([Call(session, 4, rows(4))])
+    load(session)
+    program.start()
+    program.finish()
+    assert capturing.kinds() == [("walk", "capture")] * 4 + [("walk", "replay")] * 4
+    for _ in range(2):
+        load(session)
+        program.start()
+        program.finish()
+        numbers = [number for _, _, number, _ in capturing.library.runs]
+        assert len(set(numbers)) == 4
+        assert [waits for _, _, _, waits in capturing.library.runs] == [False, False, False, True]
+        assert capturing.kinds() == [("walk", "replay")] * 4
+
+
+def test_nothing_is_copied_between_steps(capturing: Device, tmp_path: Path) -> None:
+    session = capturing.engine.open(hand.walk(tmp_path))
+    after = capturing.engine.open(hand.adder(tmp_path, shape=(1, 2)))
+    program = capturing.engine.program(
+        [Call(session, 5, rows(5)), Call(after, takes={"a": (session, "next_x")})]
+    )
+    for _ in range(2):
+        load(session)
+        capturing.library.copies.clear()
+        program.start()
+        program.finish()
+    assert capturing.library.copies == []
+
+
+def test_two_programs_of_one_session_do_not_meet(capturing: Device, tmp_path: Path) -> None:
+    session = capturing.engine.open(hand.walk(tmp_path))
+    short, long = (capturing.engine.program([Call(session, runs, rows(runs))]) for runs in (2, 5))
+    for program, runs in ((short, 2), (long, 5), (short, 2)):
+        load(session)
+        program.start()
+        program.finish()
+        np.testing.assert_array_equal(session.read("next_x"), walked(runs)[0])
+
+
+def test_programs_run_beside_each_other(capturing: Device, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    sessions = [capturing.engine.open(hand.walk(folder)) for folder in (tmp_path, tmp_path / "other")]
+    programs = [capturing.engine.program([Call(session, 6, rows(6))]) for session in sessions]
+    assert capturing.engine.concurrent
+    for _ in range(3):
+        for session, program in zip(sessions, programs, strict=True):
+            load(session)
+            program.start()
+        for session, program in zip(sessions, programs, strict=True):
+            program.finish()
+            np.testing.assert_array_equal(session.read("next_x"), walked(6)[0])
+
+
+@pytest.mark.parametrize("refuses", ["loading", "capturing"])
+def test_a_refused_capture_is_told_in_one_line(refuses: str, tmp_path: Path) -> None:
+    device = Device(refuses)
+    session = device.engine.open(hand.walk(tmp_path))
+    for _ in range(2):
+        load(session)
+        session.run()
+    assert len(device.told) == 1
+    assert device.told[0].startswith("walk: runs without CUDA graphs (")
+    assert "\n" not in device.told[0]
+
+
+def test_the_environment_can_do_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = standin.Library()
+    assert CudaEngine(Settings(), onnxruntime=library).graphs
+    monkeypatch.setenv(onnxruntime_cuda.GRAPHS_VARIABLE, "0")
+    engine = CudaEngine(Settings(), onnxruntime=library)
+    assert not engine.graphs
+    assert engine.describe()["graphs"] == "none"
+
+
+# --- Kernels ------------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_counted_as_by_onnx(phantom_bundle: Path) -> None:
+    for path in sorted((phantom_bundle / "graphs").glob("*.onnx")):
+        model = onnx.load(path, load_external_data=False)
+        assert count_nodes(path) == Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("kept", [10, 0.5, 0.99])
+def test_a_damaged_file_is_not_counted(tmp_path: Path, kept: float) -> None:
+    graph = hand.walk(tmp_path)
+    raw = graph.path.read_bytes()
+    graph.path.write_bytes(raw[: int(kept if kept > 1 else kept * len(raw))])
+    with pytest.raises(EngineError, match=r"walk\.onnx: this is no ONNX file"):
+        count_nodes(graph.path)
+
+
+def test_attention_is_run_by_kernels(capturing: Device, phantom_bundle: Path) -> None:
+    graph = Bundle.open(phantom_bundle).graph("unet_image_step")
+    session = capturing.engine.open(graph)
+    assert isinstance(session, CudaSession)
+    assert session.kernels[ATTENTION] == count_nodes(graph.path)[ATTENTION] > 0
+    assert session.kernels["LayerNormalization"] + session.kernels["SkipLayerNormalization"] > 0
+    assert capturing.told == []
+
+
+def test_attention_without_kernels_is_told(
+    capturing: Device, phantom_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(standin, "PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime_cuda, "FUSED", frozenset({"LayerNormalization"}))
+    capturing.engine.open(Bundle.open(phantom_bundle).graph("unet_image_step"))
+    assert len(capturing.told) == 1
+    assert "unet_image_step: 0 of " in capturing.told[0]
+
+
+# --- Errors -------------------------------------------------------------------------------------------------
+
+
+def test_a_shared_buffer_has_to_fit(capturing: Device, tmp_path: Path) -> None:
+    graph = hand.adder(tmp_path)
+    given = capturing.engine.open(graph).buffer("sum")
+    assert capturing.engine.open(graph, shared={"a": given}).buffer("a") is given
+    small = capturing.engine.open(hand.adder(tmp_path, shape=(1, 3))).buffer("a")
+    for wrong in (np.zeros((2, 3), np.float32), None, small):
+        with pytest.raises(EngineError, match="the shared buffer of a has another shape or type"):
+            capturing.engine.open(hand.adder(tmp_path), shared={"a": wrong})
+
+
+def test_a_failing_run_is_one_line(
+    capturing: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = capturing.engine.open(hand.walk(tmp_path))
+    program = capturing.engine.program([Call(session, 2, rows(2))])
+    load(session)
+    program.start()
+    program.finish()
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access\nat somewhere")
+
+    monkeypatch.setattr(standin.InferenceSession, "run_with_iobinding", fail)
+    program.start()
+    with pytest.raises(EngineError, match="graph walk: onnxruntime failed") as caught:
+        program.finish()
+    assert "\n" not in str(caught.value)
+    program.finish()
+
+
+def test_sessions_of_another_engine_are_refused(capturing: Device, tmp_path: Path) -> None:
+    session = create_engine("onnxruntime").open(hand.walk(tmp_path))
+    with pytest.raises(EngineError, match="its session is of another engine"):
+        capturing.engine.program([Call(session)])
+
+
+# --- Being there --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretends that these distributions are installed, with this device and these providers."""
+
+    def pretend(*names: str, device: str | None = None, providers: tuple[str, ...] = ()) -> None:
+        monkeypatch.setattr(onnxruntime_cuda, "_version", lambda name: "1.31.1" if name in names else None)
+        monkeypatch.setattr(onnxruntime_cuda, "device_name", lambda: device)
+        library = type(sys)("onnxruntime")
+        library.get_available_providers = lambda: [*providers]  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "onnxruntime", library)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("names", "device", "providers", "problem", "advice"),
+    [
+        ((), None, (), "onnxruntime-gpu is not installed", 'pip install "unibrain-rt[cuda]"'),
+        (("onnxruntime",), None, (), "onnxruntime-gpu is not installed", "pip uninstall -y onnxruntime"),
+        (("onnxruntime", "onnxruntime-gpu"), "H200", (), "both installed", "pip uninstall -y onnxruntime"),
+        (("onnxruntime-gpu",), None, (), "no NVIDIA driver", "install NVIDIA's driver"),
+        (("onnxruntime-gpu",), "H200", ("CPUExecutionProvider",), "no CUDA provider", "pip uninstall"),
+    ],
+)
+def test_what_is_missing_is_named(
+    installed: Callable[..., None],
+    names: tuple[str, ...],
+    device: str | None,
+    providers: tuple[str, ...],
+    problem: str,
+    advice: str,
+) -> None:
+    installed(*names, device=device, providers=providers)
+    found = probe("cuda")
+    assert not found.usable
+    assert problem in str(found.problem)
+    assert advice in str(found.advice)
+    with pytest.raises(EngineError) as caught:
+        create_engine("cuda")
+    assert "\n" not in str(caught.value)
+
+
+def test_all_that_is_needed_is_enough(installed: Callable[..., None]) -> None:
+    installed("onnxruntime-gpu", device="NVIDIA H200", providers=("CUDAExecutionProvider",))
+    found = probe("cuda")
+    assert found.usable
+    assert found.device == "NVIDIA H200"
+
+
+@pytest.mark.gpu
+def test_the_phantom_decodes_on_the_gpu(phantom_bundle: Path, report: Any) -> None:
+    found = probe("cuda")
+    if not found.usable:
+        pytest.skip(str(found))
+    bundle = Bundle.open(phantom_bundle)
+    told: list[str] = []
+    engines = [CudaEngine(Settings(tell=told.append), graphs=graphs) for graphs in (True, False)]
+    decoders = [Decoder(bundle, bundle.subject(), engine, "fast", CaptionOptions()) for engine in engines]
+    scan = np.random.default_rng(0).standard_normal(decoders[0].subject.voxel_space.count).astype(np.float32)
+    with_graphs, without = (decoder.decode(scan) for decoder in decoders)
+    assert np.abs(with_graphs.image.astype(int) - without.image).max() <= 1
+    assert with_graphs.caption == without.caption
+    assert told == [], "captured, and every attention has a kernel"
