@@ -1,4 +1,4 @@
-"""Ridge heads at the size of one NSD subject: fit, store, apply; time, memory and fidelity.
+"""Ridge heads at the size of one NSD subject: fit and store; time, memory and fidelity.
 
     python -m unibrain_rt.benchmarks.ridge_nsd --work DIR [--scale 1.0]
 
@@ -12,8 +12,8 @@ The data are simulated, by a generator that is written down here and seeded, in 
   features of an encoder vary together, also where a brain does not follow), and of noise of each target's own (5 %),
   each target in units of its own (log-normal, 0.5). They are written to disk as float16, block by block: 4.8 GB.
 
-``--scale`` shrinks scans, voxels, targets and latents alike. Heads are stored as `write_subject` does; dense heads
-are predicted in the dual form, and timed on a file of the dense head's size, for a slice of at most ``--dense-mb``.
+``--scale`` shrinks scans, voxels, targets and latents alike. Heads are stored as `write_subject` does, and compared
+with dense heads that are predicted in the dual form. How fast they are applied is `ridge_apply`'s.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +33,6 @@ from unibrain_rt.benchmarks.memory import memory_of
 from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.ridge.journal import Journal
 from unibrain_rt.export.subject_writer import write_subject
-from unibrain_rt.factors import Factor, products
 from unibrain_rt.subject import TENSOR_FILE, Subject
 
 SHAPES = {
@@ -182,75 +177,7 @@ def fidelity(
     return found
 
 
-def best_of(run: Callable[[], Any], times: int = 7) -> float:
-    """Milliseconds of the fastest run."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * min(seconds)
-
-
-def read_ms(path: Path) -> float:
-    """Reading a mapped file's bytes into a buffer that stays in cache, on every core."""
-    flat: NDArray[Any] = np.memmap(path, np.uint8, "r")
-    flat = flat[: len(flat) // 8 * 8].view(np.int64)
-
-    def part(bounds: tuple[int, int]) -> None:
-        buffer = np.empty(1 << 15, np.int64)
-        for start in range(*bounds, len(buffer)):
-            stop = min(start + len(buffer), bounds[1])
-            np.copyto(buffer[: stop - start], flat[start:stop])
-
-    cores = machine.collect()["cores"]
-    edges = [len(flat) * number // cores for number in range(cores + 1)]
-    with ThreadPoolExecutor(cores) as pool:
-        return best_of(lambda: list(pool.map(part, pairwise(edges))))
-
-
-def cold(path: Path) -> None:
-    """Drop a file from the page cache, as far as the kernel obeys."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def apply_times(folder: Path, scan: Floats, work: Path, dense_mb: int) -> dict[str, Any]:
-    """One scan through all heads, from a warm map and cold from disk; dense heads for comparison."""
-    path = folder / TENSOR_FILE
-    cold(path)
-    start = time.perf_counter()
-    subject = Subject.open(folder)
-    subject.predict(scan)
-    cold_ms = 1000 * (time.perf_counter() - start)
-    warm_ms = best_of(lambda: subject.predict(scan))
-    batch = np.repeat(scan[None], 16, axis=0)
-    batch_ms = best_of(lambda: subject.predict(batch), 3) / 16
-    targets = sum(head.targets for head in subject.heads.values())
-    width = max(1, min(targets, (dense_mb << 20) // (4 * subject.voxels)))
-    dense_path = work / "dense.npy"
-    dense = np.lib.format.open_memmap(dense_path, "w+", np.float32, (subject.voxels, width))
-    row = np.random.default_rng(0).standard_normal(width, np.float32)
-    for voxel in range(subject.voxels):
-        dense[voxel] = row
-    dense.flush()
-    z = scan[None].astype(np.float32)
-    dense_factor = Factor(dense)
-    dense_ms = best_of(lambda: products([z], [dense_factor]), 3) * targets / width
-    dense_path.unlink()
-    return {
-        "warm_ms": warm_ms,
-        "cold_ms": cold_ms,
-        "batch_of_16_ms_a_scan": batch_ms,
-        "read_ms": read_ms(path),
-        "dense_ms": dense_ms,
-        "dense_timed_on_share": width / targets,
-        "dense_bytes": 4 * subject.voxels * targets,
-    }
-
-
-def measure(work: Path, scale: float, budgets: tuple[float, ...], dense_mb: int) -> dict[str, Any]:
+def measure(work: Path, scale: float, budgets: tuple[float, ...]) -> dict[str, Any]:
     """The whole benchmark; the first of ``budgets`` is the one that is stored, the others draw the curve."""
     work.mkdir(parents=True, exist_ok=True)
     world = World(scale)
@@ -301,14 +228,14 @@ def measure(work: Path, scale: float, budgets: tuple[float, ...], dense_mb: int)
         "targets": sum(math.prod(shape) for shape in world.shapes.values()),
         "seconds": seconds,
         "peak_rss_bytes": peak.high_water,
-        "apply": apply_times(work / f"subject-{budgets[0]:g}", tests[0], work, dense_mb),
         "curve": curve,
     }
 
 
 def page(found: dict[str, Any]) -> str:
     """The results as Markdown."""
-    apply, stored = found["apply"], found["curve"][0]
+    stored = found["curve"][0]
+    dense_bytes = 4 * found["voxels"] * found["targets"]
     lines = [
         "# Ridge heads at the size of NSD",
         "",
@@ -317,21 +244,8 @@ def page(found: dict[str, Any]) -> str:
         f"load {found['load_average']}.",
         "",
         f"Fit {found['seconds']['fit'] / 60:.1f} min, stored in {found['seconds']['store'] / 60:.1f} min; peak memory "
-        f"{found['peak_rss_bytes'] / 2**30:.1f} GiB. Dense heads are {apply['dense_bytes'] / 1e9:.2f} GB, stored ones "
+        f"{found['peak_rss_bytes'] / 2**30:.1f} GiB. Dense heads are {dense_bytes / 1e9:.2f} GB, stored ones "
         f"{stored['size_bytes'] / 1e9:.3f} GB.",
-        "",
-        "| one scan, all heads | ms |",
-        "|---|---|",
-        *(
-            f"| {name} | {apply[key]:.1f} |"
-            for name, key in (
-                ("from a warm map", "warm_ms"),
-                ("in a batch of 16, a scan", "batch_of_16_ms_a_scan"),
-                ("reading the bytes alone", "read_ms"),
-                ("cold from disk", "cold_ms"),
-                (f"dense heads (timed on {apply['dense_timed_on_share']:.0%} of them)", "dense_ms"),
-            )
-        ),
         "",
         "| head | alpha | held-out r | rank | MB | r with dense | worst target | identification dense, stored |",
         "|---|---|---|---|---|---|---|---|",
@@ -371,10 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="for 10 GB of data; a killed run goes on")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.998, 0.9, 0.96, 0.99, 0.995])
-    parser.add_argument("--dense-mb", type=int, default=2048)
     parser.add_argument("--out", type=Path, required=True, help="folder for ridge-nsd.json, .md and .png")
     options = parser.parse_args(arguments)
-    found = measure(options.work, options.scale, tuple(options.budgets), options.dense_mb)
+    found = measure(options.work, options.scale, tuple(options.budgets))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "ridge-nsd.json").write_text(json.dumps(found, indent=1) + "\n")
     (options.out / "ridge-nsd.md").write_text(page(found))

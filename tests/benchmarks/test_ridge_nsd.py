@@ -14,7 +14,7 @@ from unibrain_rt.subject import HEADS
 def test_a_small_run(tmp_path: Path) -> None:
     words = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--scale", "0.01"]
     for _ in range(2):
-        ridge_nsd.main([*words, "--budgets", "0.99", "0.8", "--dense-mb", "1"])
+        ridge_nsd.main([*words, "--budgets", "0.99", "0.8"])
     found = json.loads((tmp_path / "out" / "ridge-nsd.json").read_text())
     assert set(found["curve"][0]["heads"]) == set(HEADS)
     best, worse = found["curve"]
@@ -23,7 +23,6 @@ def test_a_small_run(tmp_path: Path) -> None:
     for head in best["heads"].values():
         assert head["identification_dense"] > 60
         assert abs(head["identification_dense"] - head["identification_stored"]) < 1
-    assert all(value > 0 for value in found["apply"].values())
     assert "| image_context |" in (tmp_path / "out" / "ridge-nsd.md").read_text()
     assert (tmp_path / "out" / "ridge-nsd.png").stat().st_size > 1000
 
