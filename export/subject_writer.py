@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.ridge.basis import VoxelScale
+from unibrain_rt.export.ridge.graph import write_ridge_graph
 from unibrain_rt.export.ridge.journal import Journal, Report
 from unibrain_rt.export.ridge.reduced import Reduced
 from unibrain_rt.export.ridge.storage import ROUNDING, Storage, Stored
@@ -126,6 +127,7 @@ def write_subject(
         (part / DESCRIPTION_FILE).write_bytes(f"{text}\n".encode())
         if regions:
             (part / ROI_FILE).write_bytes(_saved(regions))
+        write_ridge_graph(part)
 
 
 def _described(head: WritableHead, stored: Stored | None) -> dict[str, Any]:

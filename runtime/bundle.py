@@ -24,7 +24,7 @@ from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.subject import DESCRIPTION_FILE, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import DESCRIPTION_FILE, GRAPH_FILE, ROI_FILE, TENSOR_FILE, Subject
 from unibrain_rt.tensor_file import map_tensors
 
 MANIFEST = "bundle.json"
@@ -196,8 +196,8 @@ class Bundle:
             ),
             *(f"{path.relative_to(self.folder).as_posix()}/{VOCABULARY}" for path in self._vocabularies()),
         }
-        regions = (f"subjects/{name}/{ROI_FILE}" for name in self.subjects)
-        read.update(name for name in regions if os.path.lexists(self.folder / name))
+        may_be = (f"subjects/{name}/{file}" for name in self.subjects for file in (ROI_FILE, GRAPH_FILE))
+        read.update(name for name in may_be if os.path.lexists(self.folder / name))
         # Graphs name their weights themselves; they lie beside them.
         for folder in {graph.path.parent for graph in self.graphs.values()}:
             beside = (path for path in folder.glob("*") if not path.name.startswith("."))

@@ -1,6 +1,6 @@
 """Subjects: one person's voxel statistics and four ridge heads, from betas to latents and contexts.
 
-A subject is a folder of two files, or of three. ``subject.json`` holds::
+A subject is a folder of two files, or of up to four. ``subject.json`` holds::
 
     schema_version   1
     name, voxels     voxels = V
@@ -20,6 +20,9 @@ float16 or float32, or for an exact head ``<head>.left`` (V, T) alone; ``<head>.
     z = (betas - voxel_mean) / voxel_std          0 where voxel_std is 0
     y = z @ left @ right + bias
     prediction = target_mean + calibration * (y - target_mean)
+
+``ridge.onnx``, if it is there, is the same for engines that run it (`unibrain_rt.ridge_graph`), with the heads' file
+for its weights.
 
 ``rois.safetensors``, if it is there, holds per region (V1v, faces, ...) which voxels lie in it, uint8 (V,).
 
@@ -48,6 +51,7 @@ from unibrain_rt.tensor_file import map_tensors, type_name
 HEADS = ("image_latent", "text_latent", "image_context", "text_context")
 SCHEMA_VERSION = 1
 DESCRIPTION_FILE, TENSOR_FILE, ROI_FILE = "subject.json", "heads.safetensors", "rois.safetensors"
+GRAPH_FILE = "ridge.onnx"
 
 _DESCRIPTION_BYTES = 1 << 20  # a subject.json has about one thousand
 _FAR = 1e4  # standard deviations; closer than this, only a damaged head gives infinities
@@ -177,7 +181,7 @@ class Subject:
         A scan's prediction is the same, bit for bit, alone and in any batch. Raises `InputError` for betas
         that are not this subject's, `BundleError` if a head is damaged.
         """
-        z = self._z_scores(betas)
+        z = self.z_scores(betas)
         with _reading(self.folder / TENSOR_FILE):
             first = [factors[0] for factors in self._factors.values()]
             y = dict(zip(self._factors, products([z] * len(first), first), strict=True))
@@ -186,7 +190,8 @@ class Subject:
             y.update(zip(second, found, strict=True))
         return {name: self._finished(z, y[name], head) for name, head in self.heads.items()}
 
-    def _z_scores(self, betas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def z_scores(self, betas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Betas as the heads take them, (N, V). Raises `InputError` for betas that are not this subject's."""
         betas = np.asarray(betas)
         label = self.voxel_space.label
         if betas.ndim not in (1, 2) or betas.dtype.kind != "f":
@@ -216,12 +221,16 @@ class Subject:
             y += offsets.bias - offsets.target_mean
             y *= offsets.calibration
             y += offsets.target_mean
-        if not np.isfinite(y).all():
+        self.check_prediction(head.name, z, y)
+        return y.reshape(len(z), *head.shape)
+
+    def check_prediction(self, head: str, z: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Raise where what a head made of z-scores is not finite: `InputError` or `BundleError`, as ``predict``."""
+        if not np.isfinite(values).all():
             if float(np.abs(z).max()) > _FAR:
                 problem = f"betas up to {float(np.abs(z).max()):.1g} standard deviations from those of"
                 raise InputError(f"{problem} {self.voxel_space.label}: check their units, and mend the scan")
-            raise _broken(self.folder / TENSOR_FILE, f"{head.name} gives values that are not finite")
-        return y.reshape(len(z), *head.shape)
+            raise _broken(self.folder / TENSOR_FILE, f"{head} gives values that are not finite")
 
 
 def _broken(path: Path, problem: str, advice: str = _ADVICE) -> BundleError:

@@ -14,7 +14,7 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export import subject_writer
 from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subject_writer import write_subject
-from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import DESCRIPTION_FILE, GRAPH_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
 
 SCANS, VOXELS = 150, 40
 SHAPES = {"image_latent": (4, 3, 3), "text_latent": (10,), "image_context": (5, 8), "text_context": (3, 8)}
@@ -99,7 +99,7 @@ def test_regions_are_written_beside_the_heads(tmp_path: Path, fits: dict[str, Ri
     write(tmp_path / "b", fits, rois=dict(reversed(rois.items())))
     assert (tmp_path / "a" / ROI_FILE).read_bytes() == (tmp_path / "b" / ROI_FILE).read_bytes()
     assert write(tmp_path / "c", fits, rois={}).rois() == {}
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {DESCRIPTION_FILE, TENSOR_FILE}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {DESCRIPTION_FILE, TENSOR_FILE, GRAPH_FILE}
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"storage": "float32"}])
@@ -132,7 +132,7 @@ def test_others_may_read_the_files(tmp_path: Path, fits: dict[str, RidgeFit]) ->
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()}
-    assert modes == {DESCRIPTION_FILE: 0o644, TENSOR_FILE: 0o644}
+    assert modes == {DESCRIPTION_FILE: 0o644, TENSOR_FILE: 0o644, GRAPH_FILE: 0o644}
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
 
 

@@ -183,6 +183,7 @@ class _Engine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self.library, self.log = library, log
         self.name = plan["path"].rsplit("/", 1)[-1].removesuffix(".onnx")
         self.session = onnxruntime.InferenceSession(plan["path"], options, providers=["CPUExecutionProvider"])
