@@ -19,6 +19,7 @@ from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import InputError
 from unibrain_rt.loops import Float
 from unibrain_rt.presets import Flow, Preset
+from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.samplers import seeded_noise
 from unibrain_rt.stages import FLOW_NAME, Stages, decode_graphs, step_graph
 from unibrain_rt.subject import Subject
@@ -111,8 +112,9 @@ class Decoder:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         opened.preset(preset)
         chosen = opened.subject(subject)
-        graphs = decode_graphs(opened, [preset], [] if low_memory else [chosen])
-        running = create_engine(engine, threads, cache=cache, tell=tell, graphs=graphs)
+        graphs = decode_graphs(opened, [preset])
+        heads = ridge_graphs(opened, [] if low_memory else [chosen])
+        running = create_engine(engine, threads, cache=cache, tell=tell, graphs=graphs, device_graphs=heads)
         if low_memory:
             passed_over, running = running.passed_over, OnDemandEngine(running)
             running.passed_over = passed_over

@@ -25,7 +25,7 @@ Flows are called ``image`` and ``text`` here, as in all tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,12 @@ def ridge_graph(bundle: Bundle, subject: Subject) -> GraphSpec | None:
     return GraphSpec(
         f"ridge_{subject.folder.name}", subject.folder / GRAPH_FILE, inputs, outputs, files=files
     )
+
+
+def ridge_graphs(bundle: Bundle, subjects: Iterable[Subject]) -> list[tuple[GraphSpec, int]]:
+    """The graphs of those of these subjects that have one, with the size of their free axes: there are none."""
+    graphs = (ridge_graph(bundle, subject) for subject in subjects)
+    return [(graph, 1) for graph in graphs if graph is not None]
 
 
 class RidgeStage:

@@ -160,12 +160,10 @@ def step_graph(flow: Flow) -> str:
     return f"unet_{FLOW_NAME[flow]}_step"
 
 
-def decode_graphs(
-    bundle: Bundle, presets: Iterable[str], subjects: Iterable[Subject] = ()
-) -> list[tuple[GraphSpec, int]]:
+def decode_graphs(bundle: Bundle, presets: Iterable[str]) -> list[tuple[GraphSpec, int]]:
     """Every graph that decodes with these presets run, and the size of its free axes.
 
-    ``subjects``: whose graphs are among them; only engines with buffers on a device run those.
+    Engines with buffers on a device run a subject's, too: `unibrain_rt.ridge_graph.ridge_graphs`.
     """
     flows: tuple[Flow, ...] = ("image", "caption") if bundle.has_captions else ("image",)
     names = ["unet_context", *(step_graph(flow) for flow in flows), "autokl_decode"]
@@ -176,6 +174,4 @@ def decode_graphs(
         sum(len(bundle.preset(name).table(bundle.schedule, flow).timesteps) for flow in flows)
         for name in presets
     }
-    found += [(bundle.graph("unet_time"), count) for count in sorted(steps)]
-    ridge = (ridge_graph(bundle, subject) for subject in subjects)
-    return found + [(graph, 1) for graph in ridge if graph is not None]
+    return found + [(bundle.graph("unet_time"), count) for count in sorted(steps)]

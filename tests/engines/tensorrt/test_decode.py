@@ -21,6 +21,7 @@ from unibrain_rt.decoder import Decoder, Reconstruction
 from unibrain_rt.engines import Engine, EngineError, NotFiniteError, create_engine
 from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.stages import decode_graphs
 from unibrain_rt.subject import GRAPH_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import tensor_offsets
@@ -48,7 +49,7 @@ def decoder(bundle: Bundle, engine: Engine, captions: CaptionOptions | None = No
 
 def built(stand: Any, bundle: Bundle) -> Engine:
     subjects = [bundle.subject(name) for name in bundle.subjects]
-    for graph, free in decode_graphs(bundle, [PRESET], subjects):
+    for graph, free in decode_graphs(bundle, [PRESET]) + ridge_graphs(bundle, subjects):
         stand.engine.build(graph, free)
     engine: Engine = stand.engine
     return engine
