@@ -7,6 +7,8 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +165,19 @@ def test_a_program_waits_for_the_call_it_needs_and_no_other(capturing: Device, t
         load(short)
         held, let_go = threading.Event(), threading.Event()
         if x > 1:  # at first, everything waits for the capture
-            long.in_thread(let_go.wait)
-            giver.in_thread(held.wait)
+            long.in_thread(partial(let_go.wait, 20))
+            giver.in_thread(partial(held.wait, 20))
         first.start()
         second.start()
         if x > 1:
-            assert not second._running.done()
+            wait([second._running], timeout=0.2)
+            waited = not second._running.done()
             held.set()
+            assert waited
             second.finish()
             np.testing.assert_array_equal(short.read("next_x"), walked(2, x)[0])
             assert not first._running.done()
-        let_go.set()
+            let_go.set()
         first.finish()
         second.finish()
         np.testing.assert_array_equal(short.read("next_x"), walked(2, x)[0])

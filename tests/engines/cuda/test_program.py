@@ -334,17 +334,18 @@ def test_what_a_program_still_reads_is_not_overwritten(stand: Any, tmp_path: Pat
     """Also where it is what an earlier call of it wrote."""
     giver = stand.open(standin.doubler(tmp_path, name="giver"))
     taker = stand.open(standin.doubler(tmp_path, name="taker"), shared={"value": giver.buffer("twice")})
+    other = stand.open(standin.doubler(tmp_path, name="other"), shared={"twice": giver.buffer("twice")})
     session = stand.open(standin.walk(tmp_path))
     program = stand.engine.program([Call(giver), Call(session, RUNS, {"row": rows_of(0)}), Call(taker)])
+    other.write("value", 100)
     for value in range(1, 6):
         giver.write("value", value)
         load(session, 1)
         program.start()
-        giver.write("value", 100)
-        giver.run()
+        other.run()
+        np.testing.assert_array_equal(giver.read("twice"), [[200, 200]])
         program.finish()
         np.testing.assert_array_equal(taker.read("twice"), [[4 * value, 4 * value]])
-        np.testing.assert_array_equal(giver.read("twice"), [[200, 200]])
 
 
 def test_what_cannot_be_started_from_is_refused(stand: Any, tmp_path: Path) -> None:
