@@ -19,13 +19,18 @@ from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.ridge.basis import VoxelScale
 from unibrain_rt.export.ridge.graph import write_ridge_graph
 from unibrain_rt.export.ridge.journal import Journal, Report
-from unibrain_rt.export.ridge.reduced import Reduced
+from unibrain_rt.export.ridge.ranks import share_out
+from unibrain_rt.export.ridge.reduced import Reduced, check_fidelity
 from unibrain_rt.export.ridge.storage import ROUNDING, Storage, Stored
 from unibrain_rt.export.ridge.targets import release
 from unibrain_rt.export.tensor_writer import new_tensors
 from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, SCHEMA_VERSION, TENSOR_FILE, Subject
 
+#: By default kept of the held-out predictions' variance: they correlate with the exact heads' by 0.999.
+FIDELITY = 0.998
+
 _CHECKED_SCANS = 256  # on which it is measured what rounding takes
+_FOUND = 0.9995  # of each head, in components of which the ranks are then chosen
 
 
 class WritableHead(Protocol):
@@ -51,9 +56,7 @@ class WritableHead(Protocol):
     def weights(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Weights (V, B) with their targets' places."""
 
-    def reduced(
-        self, fidelity: float, max_rank: int | None, journal: Journal | None, report: Report | None
-    ) -> Reduced:
+    def reduced(self, fidelity: float, journal: Journal | None, report: Report | None) -> Reduced:
         """Factors that keep the share ``fidelity`` of the predictions' variance."""
 
     def some_z(self, most: int) -> NDArray[Any]:
@@ -70,8 +73,8 @@ def write_subject(
     rois: Mapping[str, ArrayLike] | None = None,
     storage: Storage = "int8",
     exact: bool = False,
-    fidelity: float = 0.999,
-    max_rank: int | None = None,
+    fidelity: float = FIDELITY,
+    max_bytes: int | None = None,
     encoders: str | None = None,
     provenance: Mapping[str, Any] | None = None,
     journal: Journal | None = None,
@@ -79,10 +82,11 @@ def write_subject(
 ) -> None:
     """Write four heads of the same voxels, those of one `fit_heads`, into the new folder ``folder``.
 
-    Heads are factored (errors in units of each target's deviation, at least ``fidelity`` of their held-out
-    variance kept, rounding included) and stored as ``storage`` says. ``exact`` heads are dense and always float32: a
-    large subject's weights are below what half precision can hold. ``mask`` (x, y, z) picks the voxels of a volume in
-    C order, ``rois`` tells which of them (V,) lie in each region (a file of its own, left out where there are none).
+    Heads are factored, so that of the held-out predictions' variance (in units of each target's deviation) the share
+    ``fidelity`` is kept, the mean over heads, rounding included, or as much as ``max_bytes`` of factors and offsets
+    can. They are stored as ``storage`` says. ``exact`` heads are dense and always float32: a large subject's weights
+    are below what half precision can hold. ``mask`` (x, y, z) picks the voxels of a volume in C order, ``rois`` tells
+    which of them (V,) lie in each region (a file of its own, left out where there are none).
     ``encoders`` names the bundle's that made the targets. ``provenance`` goes into ``fitted_on`` beside the number of
     scans. ``journal`` keeps what took long to find; the file itself is written anew.
 
@@ -106,12 +110,7 @@ def write_subject(
     if mask is not None:
         arrays["mask"] = _mask(mask, basis.voxels)
     regions = {region: _region(region, inside, basis.voxels) for region, inside in (rois or {}).items()}
-    stored: dict[str, Stored] = {}
-    for key in HEADS if not exact else ():
-        head = heads[key]
-        budget = min(1.0, fidelity + ROUNDING[storage]) if 0.0 < fidelity <= 1.0 else fidelity
-        reduced = head.reduced(budget, max_rank, journal, report)
-        stored[key] = Stored(key, reduced, storage, head.some_z(_CHECKED_SCANS), head.units)
+    stored = {} if exact else _stored(heads, storage, fidelity, max_bytes, journal, report)
     with _new_folder(folder) as part:
         _write_tensors(part / TENSOR_FILE, heads, stored, arrays)
         description = {
@@ -128,6 +127,37 @@ def write_subject(
         if regions:
             (part / ROI_FILE).write_bytes(_saved(regions))
         write_ridge_graph(part)
+
+
+def _stored(
+    heads: Mapping[str, WritableHead],
+    storage: Storage,
+    fidelity: float,
+    max_bytes: int | None,
+    journal: Journal | None,
+    report: Report | None,
+) -> dict[str, Stored]:
+    """Heads in factors of the ranks that all of them together need."""
+    check_fidelity(fidelity)
+    budget = min(1.0, fidelity + ROUNDING[storage])
+    # What it takes to find them does not depend on how many are kept, so one search serves every budget.
+    reduced = {key: heads[key].reduced(max(budget, _FOUND), journal, report) for key in HEADS}
+    width, scale = np.dtype(storage).itemsize, 4 if storage == "int8" else 0
+    voxels = heads[HEADS[0]].basis.voxels
+    targets = {key: math.prod(head.shape) for key, head in heads.items()}
+    offsets = 8 * voxels + (12 + scale) * sum(targets.values())
+    ranks = share_out(
+        {key: found.shares for key, found in reduced.items()},
+        {key: width * (voxels + targets[key]) + scale for key in HEADS},
+        budget,
+        None if max_bytes is None else max_bytes - offsets,
+    )
+    if report is not None:
+        report(f"ranks: {', '.join(f'{key} {ranks[key]:,}' for key in HEADS)}")
+    return {
+        key: Stored(key, found.cut(ranks[key]), storage, heads[key].some_z(_CHECKED_SCANS), heads[key].units)
+        for key, found in reduced.items()
+    }
 
 
 def _described(head: WritableHead, stored: Stored | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from unibrain_rt.export.bundle_folder import (
 )
 from unibrain_rt.export.datasets.dataset import Dataset
 from unibrain_rt.export.datasets.options import DataFiles, data_options
+from unibrain_rt.export.fitting.storage_options import in_bytes, storage_options
 from unibrain_rt.export.fitting.subject_fit import (
     CaptionsUsed,
     FitOptions,
@@ -75,21 +76,7 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="Text targets: of a stimulus' first caption, or their mean over all.",
 )
-@click.option(
-    "--fidelity",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.999,
-    show_default=True,
-    help="Share of the held-out predictions' variance that the stored factors keep.",
-)
-@click.option(
-    "--storage",
-    type=click.Choice(["int8", "float16", "float32"]),
-    default="int8",
-    show_default=True,
-    help="Type of the stored factors.",
-)
-@click.option("--exact", is_flag=True, help="Store whole weight matrices instead of factors.")
+@storage_options
 @click.option(
     "--work", type=_path, help="Keep targets and progress here; after a break, the same fit goes on."
 )
@@ -109,6 +96,7 @@ def command(
     calibration: Calibration,
     captions_used: CaptionsUsed,
     fidelity: float,
+    max_size: float | None,
     storage: Storage,
     exact: bool,
     work: Path | None,
@@ -133,7 +121,15 @@ def command(
     _check_target(opened, subject, bundle, out, overwrite)
     report = JsonReport(json_file, bundle=opened.folder, inputs=data.inputs)
     options = FitOptions(
-        alphas or ALPHAS, folds, calibration, captions_used, weigh_repeats, fidelity, storage, exact
+        alphas or ALPHAS,
+        folds,
+        calibration,
+        captions_used,
+        weigh_repeats,
+        fidelity,
+        in_bytes(max_size),
+        storage,
+        exact,
     )
     runner = create_engine(engine, threads)
     dataset = data.read(subject, "train", watch.say, average=not single_trials)

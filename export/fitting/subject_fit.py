@@ -27,7 +27,7 @@ from unibrain_rt.export.ridge import ALPHAS, Calibration, RidgeFit, fit_heads
 from unibrain_rt.export.ridge.journal import Journal
 from unibrain_rt.export.ridge.storage import Storage
 from unibrain_rt.export.ridge.targets import release
-from unibrain_rt.export.subject_writer import write_subject
+from unibrain_rt.export.subject_writer import FIDELITY, write_subject
 from unibrain_rt.export.targets import TargetEncoder
 
 Half = NDArray[np.float16]
@@ -46,7 +46,8 @@ class FitOptions:
     calibration: Calibration = "variance"
     captions_used: CaptionsUsed = "first"
     weigh_repeats: bool = False
-    fidelity: float = 0.999
+    fidelity: float = FIDELITY
+    max_bytes: int | None = None
     storage: Storage = "int8"
     exact: bool = False
 
@@ -178,6 +179,7 @@ def write_fit(
         storage=options.storage,
         exact=options.exact,
         fidelity=options.fidelity,
+        max_bytes=options.max_bytes,
         encoders=encoders,
         journal=journal,
         report=report,

@@ -11,6 +11,7 @@ import numpy as np
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.errors import input_error
 from unibrain_rt.export.bundle_folder import add_subject, check_subject
+from unibrain_rt.export.fitting.storage_options import in_bytes, storage_options
 from unibrain_rt.export.progress import Watch
 from unibrain_rt.export.ridge.basis import VoxelScale
 from unibrain_rt.export.ridge.dense import DenseHead
@@ -47,11 +48,7 @@ def command() -> None:
 )
 @click.option("--beta-scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
               help="What stored int16 betas are multiplied by; 1/300 in NSD.")  # fmt: skip
-@click.option("--fidelity", type=click.FloatRange(0, 1, min_open=True), default=0.999, show_default=True,
-              help="Share of the predictions' variance that the stored factors keep.")  # fmt: skip
-@click.option("--storage", type=click.Choice(["int8", "float16", "float32"]), default="int8", show_default=True,
-              help="Type of the stored factors.")  # fmt: skip
-@click.option("--exact", is_flag=True, help="Store whole weight matrices instead of factors.")
+@storage_options
 @click.option("--overwrite", is_flag=True, help="Replace the subject.")
 def import_command(
     bundle: Path,
@@ -60,6 +57,7 @@ def import_command(
     scans: Path,
     beta_scale: float,
     fidelity: float,
+    max_size: float | None,
     storage: Storage,
     exact: bool,
     overwrite: bool,
@@ -93,6 +91,7 @@ def import_command(
         storage=storage,
         exact=exact,
         fidelity=fidelity,
+        max_bytes=in_bytes(max_size),
         encoders=opened.encoders,
         provenance={"imported": True},
         report=watch.say,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.ridge.basis import VoxelScale, blocks, eigen
 from unibrain_rt.export.ridge.journal import Journal, Report
-from unibrain_rt.export.ridge.reduced import Reduced, check_rank
+from unibrain_rt.export.ridge.reduced import Reduced, check_fidelity
 from unibrain_rt.export.ridge.targets import release
 
 _BLOCK_BYTES = 128 << 20
@@ -73,12 +73,11 @@ class DenseHead:
     def reduced(
         self,
         fidelity: float,
-        max_rank: int | None = None,
         journal: Journal | None = None,
         report: Report | None = None,
     ) -> Reduced:
         """The smallest rank that keeps the share ``fidelity`` of predictions for (at most 4,096 of) the scans."""
-        check_rank(fidelity, max_rank)
+        check_fidelity(fidelity)
         z = self._z
         gram = np.zeros((len(z), len(z)), np.float32)
         for part, weights in self.weights():
@@ -86,7 +85,7 @@ class DenseHead:
             gram += predictions @ predictions.T
         squares, vectors = eigen(np.asfortranarray(gram))
         shares = np.cumsum(squares, dtype=np.float64) / (float(squares.sum(dtype=np.float64)) or 1.0)
-        rank = min(int(np.searchsorted(shares, fidelity)) + 1, len(squares), max_rank or len(squares))
+        rank = min(int(np.searchsorted(shares, fidelity)) + 1, len(squares))
         if not rank:
             raise input_error(self.path, "every weight is 0: save the head again")
         width = len(self._weight)
@@ -97,7 +96,7 @@ class DenseHead:
             left += scaled @ (right_of @ weights).T / width
         if report is not None:
             report(f"{self.path.name}: rank {rank:,} keeps {shares[rank - 1]:.4f} of the predictions")
-        return Reduced(left, right_of, self.weights, float(shares[rank - 1]))
+        return Reduced(left, right_of, self.weights, shares[:rank])
 
     @cached_property
     def _z(self) -> NDArray[Any]:

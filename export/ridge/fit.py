@@ -85,12 +85,11 @@ class RidgeFit:
     def reduced(
         self,
         fidelity: float,
-        max_rank: int | None = None,
         journal: Journal | None = None,
         report: Report | None = None,
     ) -> Reduced:
         """Factors for the weights; see `reduce_fit`."""
-        return reduce_fit(self, fidelity, max_rank, journal, report)
+        return reduce_fit(self, fidelity, journal, report)
 
     def some_z(self, most: int) -> NDArray[Any]:
         """z-scored voxels (M, V) of at most ``most`` training scans, spread evenly."""

@@ -7,7 +7,8 @@ targets and K is the Gram matrix ``Y C² Y.T`` of the targets (N, N), summed ove
 ``left = W C V`` and ``right = V.T C⁻¹``.
 
 How much a rank keeps, training predictions do not tell: the directions were chosen for them. So a model of four fifths
-of the scans is reduced, and what each rank keeps of its predictions of the others is what the rank is chosen by.
+of the scans is reduced, and what each rank keeps of its predictions of the others is what the rank is chosen by. Which
+ranks the heads of a subject get is settled for all together (`ranks`); a smaller rank is the first columns of a larger.
 """
 
 from __future__ import annotations
@@ -31,16 +32,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """Factors of one head: ``left`` (V, r), and ``right`` (r, T) a block at a time."""
+    """Factors of one head: ``left`` (V, r), and ``right`` (r, T) a block at a time; what says most comes first."""
 
     left: NDArray[Any]
     right_of: NDArray[Any]  # (r, N): right is its product with what `columns` gives
     columns: Callable[[], Iterator[tuple[slice, NDArray[Any]]]]  # (N, B) with their places
-    kept: float  # share of the held-out predictions' variance
+    shares: NDArray[np.float64]  # (r,): of the held-out predictions' variance, kept by ranks 1, 2, ...
 
     @property
     def rank(self) -> int:
         return self.left.shape[1]
+
+    @property
+    def kept(self) -> float:
+        """Share of the held-out predictions' variance."""
+        return float(self.shares[-1])
+
+    def cut(self, rank: int) -> Reduced:
+        """The same with at most this rank."""
+        return Reduced(self.left[:, :rank], self.right_of[:rank], self.columns, self.shares[:rank])
 
     def right(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Blocks (r, B) with their places; rows of calibrated units have length √T."""
@@ -51,44 +61,41 @@ class Reduced:
 def reduce_fit(
     fit: RidgeFit,
     fidelity: float,
-    max_rank: int | None = None,
     journal: Journal | None = None,
     report: Report | None = None,
 ) -> Reduced:
     """The smallest rank whose held-out predictions keep the share ``fidelity`` of their variance, calibrated.
 
-    Raises `InputError` for a share or rank that makes no sense.
+    Raises `InputError` for a share that makes no sense.
     """
-    check_rank(fidelity, max_rank)
+    check_fidelity(fidelity)
     journal, say = journal or Journal(), report or (lambda what: None)
     name = f"{fit.targets.name}.reduced"
     kept = journal.find(name)
-    if kept is None:
+    if kept is None or kept["asked"] != fidelity:
         gram = target_gram(fit, journal, say)
         fitted = fit.coefficients(fit.basis.scores[fit.held_out.folds.order])
         shares = held_out_shares(fit, gram)
         squares, vectors = eigen(np.asfortranarray(fitted @ (gram @ fitted.T)))
-        rank = min(
-            int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)), max_rank or len(shares) + 1
-        )
+        rank = min(int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)))
         vectors, squares = _filled(vectors[:, :rank]), _filled(squares[:rank])
         right_of = (vectors / np.sqrt(squares)).T @ fitted * np.sqrt(fit.targets.count)
         left = fit.coefficients(fit.basis.axes) @ (gram @ right_of.T) / fit.targets.count
-        share = shares[min(rank, len(shares)) - 1] if len(shares) else 1.0
         kept = {
+            "asked": np.array(fidelity),
             "left": left.astype(fit.targets.dtype),
             "right_of": right_of.astype(fit.targets.dtype),
-            "kept": np.array(share),
+            "shares": _of_length(shares, rank),
         }
         journal.enter(name, **kept)
-        say(f"{fit.targets.name}: rank {rank:,} keeps {share:.4f} of held-out predictions")
-    return Reduced(kept["left"], kept["right_of"], fit.blocks, float(kept["kept"]))
+        say(f"{fit.targets.name}: rank {rank:,} keeps {kept['shares'][-1]:.4f} of held-out predictions")
+    return Reduced(kept["left"], kept["right_of"], fit.blocks, kept["shares"])
 
 
-def check_rank(fidelity: float, max_rank: int | None) -> None:
-    """Raise `InputError` for a share of the variance or a rank that makes no sense."""
-    if not 0.0 < fidelity <= 1.0 or (max_rank is not None and max_rank < 1):
-        raise InputError(f"fidelity {fidelity}, rank {max_rank}: give a share up to 1, a rank of 1 or more")
+def check_fidelity(fidelity: float) -> None:
+    """Raise `InputError` for a share of the variance that makes no sense."""
+    if not 0.0 < fidelity <= 1.0:
+        raise InputError(f"fidelity {fidelity}: give a share above 0 and up to 1")
 
 
 def held_out_shares(fit: RidgeFit, gram: NDArray[Any]) -> NDArray[np.float64]:
@@ -111,6 +118,12 @@ def held_out_shares(fit: RidgeFit, gram: NDArray[Any]) -> NDArray[np.float64]:
         return np.ones(0)
     coordinates = (vectors / np.sqrt(squares)).T @ (fitted @ with_gram)
     return np.cumsum(np.square(coordinates).sum(axis=1, dtype=np.float64)) / total
+
+
+def _of_length(shares: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    """Up to ``rank``, also where four fifths of the scans do not reach it; 1 where there is nothing to keep."""
+    last = shares[-1] if len(shares) else 1.0
+    return np.concatenate([shares[:rank], np.full(max(0, rank - len(shares)), last)])
 
 
 def _filled(values: NDArray[Any]) -> NDArray[Any]:

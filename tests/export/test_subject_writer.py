@@ -15,6 +15,7 @@ from unibrain_rt.export import subject_writer
 from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subject_writer import write_subject
 from unibrain_rt.subject import DESCRIPTION_FILE, GRAPH_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.tensor_file import map_tensors
 
 SCANS, VOXELS = 150, 40
 SHAPES = {"image_latent": (4, 3, 3), "text_latent": (10,), "image_context": (5, 8), "text_context": (3, 8)}
@@ -52,9 +53,9 @@ def write(folder: Path, fits: dict[str, RidgeFit], **options: Any) -> Subject:
 @pytest.mark.parametrize(
     ("options", "least"),
     [
-        ({}, 0.999),
-        ({"storage": "float16"}, 0.999),
-        ({"storage": "float32"}, 0.999),
+        ({}, 0.998),
+        ({"storage": "float16"}, 0.998),
+        ({"storage": "float32", "fidelity": 0.999}, 0.999),
         ({"fidelity": 0.95}, 0.95),
         ({"storage": "float32", "fidelity": 1.0}, 0.99999),
         ({"exact": True}, 1.0),
@@ -66,25 +67,27 @@ def test_the_runtime_predicts_what_was_fitted(
     subject = write(tmp_path / "subjects" / "subj01", fits, **options)
     scans, _ = data(50, seed=1)
     found = subject.predict(scans)
+    told = [head.fidelity or 0.0 for head in subject.heads.values()]
+    assert np.mean(told) >= least
+    assert min(told) >= 1 - 4 * (1 - least)
     for name, fit in fits.items():
         head, expected = subject.heads[name], fit.predict(scans)
         assert (head.shape, head.alpha) == (SHAPES[name], fit.alpha)
         assert head.held_out_correlation == pytest.approx(fit.mean_correlation, abs=1e-6)
-        assert head.fidelity is not None
-        assert head.fidelity >= least
         assert (head.rank is None) == bool(options.get("exact"))
         change = expected - fit.target_mean.reshape(head.shape)
         error = np.square(found[name] - expected).sum() / np.square(change).sum()
-        assert error < 2 * (1 - least) + 1e-6
+        assert error < 2 * (1 - (head.fidelity or 0.0)) + 1e-6
         if least == 1.0:
             np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_written_subject_tells(tmp_path: Path, fits: dict[str, RidgeFit]) -> None:
-    subject = write(tmp_path / "a", fits, provenance={"repeats": 3, "seed": 5}, max_rank=2)
+    subject = write(tmp_path / "a", fits, provenance={"repeats": 3, "seed": 5}, max_bytes=2800)
     assert (subject.name, subject.voxels, subject.beta_scale) == ("subj01", VOXELS, 1 / 300)
     assert subject.fitted_on == {"scans": SCANS, "repeats": 3, "seed": 5}
-    assert {head.rank for head in subject.heads.values()} == {2}
+    tensors = map_tensors(tmp_path / "a" / TENSOR_FILE)
+    assert 2600 < sum(values.nbytes for name, values in tensors.items() if name != "mask") <= 2800
     assert subject.voxel_space.mask is not None
     np.testing.assert_array_equal(subject.voxel_space.mask, MASK)
     assert write(tmp_path / "b", fits, mask=None).voxel_space.mask is None

@@ -178,7 +178,7 @@ def test_what_a_written_subject_holds(
     assert set(rois) == set(trials.rois)
     for region, inside in trials.rois.items():
         np.testing.assert_array_equal(rois[region], inside)
-    assert all(0.9 <= (head.fidelity or 0) <= 1 for head in subject.heads.values())
+    assert 0.9 <= np.mean([head.fidelity or 0 for head in subject.heads.values()]) < 0.95
 
 
 def test_betas_that_say_nothing_are_refused(bundle: Bundle, engine: Engine, trials: Dataset) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.export.subject_writer import FIDELITY
 from unibrain_rt.subject import HEADS
 
 Run = Callable[..., Any]
@@ -55,7 +56,9 @@ def test_imported_heads_predict_what_they_did(
         weight, bias = arrays[name]
         expected = np.tensordot(z, weight, (1, weight.ndim - 1)) + bias
         change = np.square(expected - bias).sum()
-        assert np.square(found[name] - expected).sum() < (2e-3 if options[0] != "--exact" else 1e-9) * change
+        # What all heads lose together, one of them may.
+        lost = {"--exact": 1e-9, "--fidelity": 1e-3, "--storage": 4 * (1 - FIDELITY)}[options[0]]
+        assert np.square(found[name] - expected).sum() < lost * change
     assert cli(*words(tmp_path)).code == 2, "there already"
 
 

@@ -171,7 +171,7 @@ def test_a_killed_fit_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
                 raise KeyboardInterrupt
 
         fits = fit_heads(voxels, heads, ALPHAS, journal=journal, report=report)
-        found = [fit.reduced(0.99, None, journal, report) for fit in fits.values()]
+        found = [fit.reduced(0.99, journal, report) for fit in fits.values()]
         parts = [getattr(fit, name) for fit in fits.values() for name in FIELDS]
         parts += [part for each in found for part in (each.left, each.right_of)]
         run.told = len(told)  # type: ignore[attr-defined]

@@ -37,9 +37,11 @@ def test_the_smallest_rank_that_keeps_the_fidelity(shape: tuple[int, int, int], 
     leading = np.linalg.svd(predictions, full_matrices=False)[2][: reduced.rank]
     np.testing.assert_allclose(np.abs(np.linalg.det(directions @ leading.T)), 1.0, atol=1e-4)
     if reduced.rank > 1:
-        fewer = fit.reduced(fidelity, max_rank=reduced.rank - 1)
+        fewer = reduced.cut(reduced.rank - 1)
         assert fewer.rank == reduced.rank - 1
         assert fewer.kept < fidelity
+        np.testing.assert_array_equal(whole(fewer)[0], left[:, :-1])
+        np.testing.assert_allclose(whole(fewer)[1], right[:-1], rtol=1e-12)
     # And the factors are the weights, projected onto them.
     projected = (fit.weight * fit.units) @ directions.T @ directions / fit.units
     np.testing.assert_allclose(left @ right, projected, rtol=1e-4, atol=1e-5)
@@ -77,9 +79,9 @@ def test_full_fidelity_and_empty_heads() -> None:
     assert empty.rank == 1
     assert empty.kept == 1.0
     assert not any(part.any() for part in whole(empty))
-    for wrong in ({"fidelity": 0.0}, {"fidelity": 1.1}, {"fidelity": 0.9, "max_rank": 0}):
-        with pytest.raises(InputError):
-            fit.reduced(**wrong)  # type: ignore[arg-type]
+    for wrong in (0.0, 1.1):
+        with pytest.raises(InputError, match="fidelity"):
+            fit.reduced(wrong)
 
 
 @pytest.mark.parametrize(
