@@ -333,10 +333,11 @@ def test_a_program_waits_for_the_call_it_needs_and_no_other(stand: Any, tmp_path
 def test_what_a_program_still_reads_is_not_overwritten(stand: Any, tmp_path: Path) -> None:
     """Also where it is what an earlier call of it wrote."""
     giver = stand.open(standin.doubler(tmp_path, name="giver"))
-    taker = stand.open(standin.doubler(tmp_path, name="taker"), shared={"value": giver.buffer("twice")})
+    taker = stand.open(standin.doubler(tmp_path, name="taker"))
     other = stand.open(standin.doubler(tmp_path, name="other"), shared={"twice": giver.buffer("twice")})
     session = stand.open(standin.walk(tmp_path))
-    program = stand.engine.program([Call(giver), Call(session, RUNS, {"row": rows_of(0)}), Call(taker)])
+    taking = Call(taker, takes={"value": (giver, "twice")})
+    program = stand.engine.program([Call(giver), Call(session, RUNS, {"row": rows_of(0)}), taking])
     other.write("value", 100)
     for value in range(1, 6):
         giver.write("value", value)
