@@ -24,7 +24,7 @@ from unibrain_rt.export.evaluation.decoding import DecodingPool, Request
 from unibrain_rt.export.evaluation.features import open_extractors
 from unibrain_rt.export.evaluation.intervals import Interval
 from unibrain_rt.export.evaluation.scores import Scores
-from unibrain_rt.export.phantom.assemble import FIDELITY
+from unibrain_rt.export.phantom import assemble
 from unibrain_rt.export.phantom.people import DEFAULT_SUBJECT, SCENE_SEED, SUBJECTS, scans
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
@@ -33,11 +33,11 @@ from unibrain_rt.export.phantom.reporting.report import shipped_judge
 from unibrain_rt.export.phantom.scenes import scenes
 from unibrain_rt.export.phantom.subjects import BETA_SCALE
 from unibrain_rt.export.ridge import fit_heads
-from unibrain_rt.export.subject_writer import write_subject
+from unibrain_rt.export.subject_writer import FIDELITY, write_subject
 from unibrain_rt.export.targets import encode_targets
 
 EXACT = "exact"
-BUDGETS = (0.999, FIDELITY, 0.9)
+BUDGETS = (FIDELITY, assemble.FIDELITY, 0.9)
 """What ``fit`` keeps by default, what the shipped phantom keeps, and less, to show that the measures can tell."""
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 from unibrain_rt.benchmarks import ridge_nsd
 from unibrain_rt.subject import HEADS
 
@@ -26,14 +24,3 @@ def test_a_small_run(tmp_path: Path) -> None:
         assert abs(head["identification_dense"] - head["identification_stored"]) < 1
     assert "| image_context |" in (tmp_path / "out" / "ridge-nsd.md").read_text()
     assert (tmp_path / "out" / "ridge-nsd.png").stat().st_size > 1000
-
-
-def test_the_world_is_the_same_every_time() -> None:
-    world = ridge_nsd.World(0.01)
-    latents = world.latent_scans()
-    np.testing.assert_array_equal(latents, ridge_nsd.World(0.01).latent_scans())
-    first, again = (world.targets("text_latent", latents, 0, 5) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
-    full = ridge_nsd.World(1.0)
-    assert (full.scans, full.voxels, full.tests) == (8859, 15724, 982)
-    assert sum(int(np.prod(shape)) for shape in full.shapes.values()) == 273_664
