@@ -76,7 +76,8 @@ class Stages:
         """These stages, in the same memory, with another subject's heads. Raises BundleError, EngineError."""
         other = copy.copy(self)
         other.ridge = self._open_ridge(subject)
-        other._compose()
+        if other.ridge is not self.ridge:  # without graphs, no program knows whose heads they are
+            other._compose()
         return other
 
     def _compose(self) -> None:

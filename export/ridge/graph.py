@@ -7,6 +7,7 @@ weights are the tensors of ``heads.safetensors`` where they lie: the file is nam
 All arithmetic is fp32 in every bundle. A product with one row is bound by reading the factors, which stay in the type
 they are stored in, so fp16 would save little. And the first product sums all of a subject's voxels, 15,724 of them
 for instance: fp16 has not the range for such a sum of int8 columns, nor the digits where a kernel also adds in it.
+TF32, which TensorRT may take for fp32, has both: it rounds factors and voxels to 11 bits and adds in fp32.
 
 int8 columns are widened by DequantizeLinear, which compilers move into the product: TensorRT-RTX's plan of int8 factors
 is as large as they are. A Cast of constants it computes when it builds, so float16 factors take fp32's memory on the

@@ -364,6 +364,22 @@ def test_the_parts_of_a_decode_run_alone(stand: Any, tiny_template: Path) -> Non
         assert words[0] == words[1]
 
 
+def test_decodes_and_their_parts_do_not_meet(stand: Any, tiny_template: Path) -> None:
+    """Predictions that are changed on the way, as an ablation does, between decodes that go all the way there."""
+    bundle = Bundle.open(tiny_template)
+    pair = decoder(bundle, built(stand, bundle)), decoder(bundle, create_engine("onnxruntime", 1))
+    for seed, scan in enumerate(scans_of(bundle, 4)):
+        check_same(*(each.decode(scan, seed=seed) for each in pair))
+        pictures = []
+        for each in pair:
+            heads = each.predict(scan)
+            each.guide(
+                {"image_context": heads["image_context"], "text_context": each.unconditional["text_context"]}
+            )
+            pictures.append(each.render(each.denoise("image", 0 * heads["image_latent"], seed)))
+        np.testing.assert_array_equal(*pictures)
+
+
 @pytest.mark.parametrize("decodes", [0, 1, 2])
 def test_numbers_that_are_not_finite_are_found(
     stand: Any, tiny_bundle: Path, tiny: Any, decodes: int, edit_weights: Callable[[Path], None]
