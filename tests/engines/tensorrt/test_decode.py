@@ -27,8 +27,6 @@ from unibrain_rt.subject import GRAPH_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import tensor_offsets
 
 onnx = pytest.importorskip("onnx")
-from unibrain_rt.export.ridge.graph import write_ridge_graph  # noqa: E402 - it needs onnx
-
 pytest.importorskip("onnxruntime")
 standin = importlib.import_module("standin")
 PRESET = "fast"
@@ -64,6 +62,8 @@ def scans_of(bundle: Bundle, count: int) -> Iterator[np.ndarray[Any, Any]]:
 @pytest.fixture(params=["tiny", "phantom"])
 def bundle(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path) -> Bundle:
     """Subjects with a graph of their heads."""
+    from unibrain_rt.export.ridge.graph import write_ridge_graph
+
     name = "tiny_template" if request.param == "tiny" else "phantom_bundle"
     folder = tmp_path / "bundle"
     shutil.copytree(request.getfixturevalue(name), folder)
