@@ -1,6 +1,6 @@
 """Subjects: one person's voxel statistics and four ridge heads, from betas to latents and contexts.
 
-A subject is a folder of two files, or of three. ``subject.json`` holds::
+A subject is a folder of two files, or of up to four. ``subject.json`` holds::
 
     schema_version   1
     name, voxels     voxels = V
@@ -8,16 +8,21 @@ A subject is a folder of two files, or of three. ``subject.json`` holds::
     heads            for each of `HEADS`: shape (without the batch), rank (null where the head is exact),
                      alpha, held_out_correlation (mean over targets), fidelity (share of the exact
                      predictions' variance that the factors keep); the last three may be null if unknown
+    encoders         optional: which bundle's encoders made the targets (`Bundle.encoders`)
     fitted_on        free provenance: scans, repeats, ...
 
 ``heads.safetensors`` holds ``voxel_mean`` and ``voxel_std`` (V,), optionally ``mask`` (x, y, z) uint8, and
-per head, with T the product of its shape, ``<head>.left`` (V, rank) and ``<head>.right`` (rank, T) in float16
-or float32, or for an exact head ``<head>.left`` (V, T) alone; ``<head>.bias`` and ``<head>.target_mean``
-(T,); ``<head>.calibration`` (T,) or (1,). All but factors and mask are float32. A prediction is::
+per head, with T the product of its shape, ``<head>.left`` (V, rank) and ``<head>.right`` (rank, T) in int8,
+float16 or float32, or for an exact head ``<head>.left`` (V, T) alone; ``<head>.bias`` and ``<head>.target_mean``
+(T,); ``<head>.calibration`` (T,) or (1,). Columns of an int8 factor are multiplied by ``<head>.left_scale``
+(rank,) and ``<head>.right_scale`` (T,). All but factors and mask are float32. A prediction is::
 
     z = (betas - voxel_mean) / voxel_std          0 where voxel_std is 0
     y = z @ left @ right + bias
     prediction = target_mean + calibration * (y - target_mean)
+
+``ridge.onnx``, if it is there, is the same for engines that run it (`unibrain_rt.ridge_graph`), with the heads' file
+for its weights.
 
 ``rois.safetensors``, if it is there, holds per region (V1v, faces, ...) which voxels lie in it, uint8 (V,).
 
@@ -39,19 +44,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.errors import BundleError, InputError, one_line
+from unibrain_rt.factors import Factor, products
 from unibrain_rt.scans import VoxelSpace
 from unibrain_rt.tensor_file import map_tensors, type_name
 
 HEADS = ("image_latent", "text_latent", "image_context", "text_context")
 SCHEMA_VERSION = 1
 DESCRIPTION_FILE, TENSOR_FILE, ROI_FILE = "subject.json", "heads.safetensors", "rois.safetensors"
+GRAPH_FILE = "ridge.onnx"
 
 _DESCRIPTION_BYTES = 1 << 20  # a subject.json has about one thousand
-_BLOCK_BYTES = 4 << 20  # of factors at a time in float32
 _FAR = 1e4  # standard deviations; closer than this, only a damaged head gives infinities
 
 _ADVICE = "copy the subject again, or fit it anew"
-_FLOAT32, _FACTORS = ("F32",), ("F16", "F32")
+_FLOAT32, _FACTORS = ("F32",), ("I8", "F16", "F32")
+#: What the types of factors are called where users read them.
+_STORAGE = {"I8": "int8", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -88,12 +96,13 @@ class Subject:
     voxels: int
     beta_scale: float
     heads: Mapping[str, Head]
+    encoders: str | None
     fitted_on: Mapping[str, Any]
     voxel_space: VoxelSpace
     voxel_mean: NDArray[np.float32]
     voxel_std: NDArray[np.float32]
     _offsets: Mapping[str, _Offsets]
-    _tensors: Mapping[str, NDArray[Any]]  # of the mapped file
+    _factors: Mapping[str, tuple[Factor, ...]]  # of each head: left and right, or one that is exact
 
     @classmethod
     def open(cls, folder: Path) -> Subject:
@@ -116,6 +125,9 @@ class Subject:
         if scale == 0.0:
             raise _broken(path, "beta_scale is 0, but it must be above")
         heads = _heads(path, described.get("heads"))
+        encoders = described.get("encoders")
+        if encoders is not None and not isinstance(encoders, str):
+            raise _broken(path, f"encoders is {_shown(encoders)}, not a text")
         fitted_on = described.get("fitted_on", {})
         if not isinstance(fitted_on, dict):
             raise _broken(path, f"fitted_on is {_shown(fitted_on)}, not an object")
@@ -132,12 +144,26 @@ class Subject:
             )
             for head in heads
         }
+        factors = {
+            head: tuple(_factor(path, tensors, f"{head}.{side}") for side in _sides(entry))
+            for head, entry in heads.items()
+        }
         space = VoxelSpace(name, voxels, scale, _mask(path, tensors, voxels))
-        return cls(folder, name, voxels, scale, heads, fitted_on, space, mean, std, offsets, tensors)
+        return cls(
+            folder, name, voxels, scale, heads, encoders, fitted_on, space, mean, std, offsets, factors
+        )
 
     def head_shape(self, name: str) -> tuple[int, ...]:
         """Shape, without the batch, of what one of `HEADS` predicts."""
         return self.heads[name].shape
+
+    def storage(self, name: str) -> str:
+        """Type that one of `HEADS` is stored in: int8, float16 or float32."""
+        return _STORAGE[type_name(self._factors[name][-1].values.dtype)]
+
+    def size_bytes(self, name: str) -> int:
+        """Bytes that one of `HEADS` takes on disk, without its offsets."""
+        return sum(factor.size_bytes for factor in self._factors[name])
 
     def rois(self) -> dict[str, NDArray[np.bool_]]:
         """Region -> which voxels (V,) lie in it, read from the file anew; empty where no regions are stored.
@@ -155,10 +181,17 @@ class Subject:
         A scan's prediction is the same, bit for bit, alone and in any batch. Raises `InputError` for betas
         that are not this subject's, `BundleError` if a head is damaged.
         """
-        z = self._z_scores(betas)
-        return {name: self._predict(z, head) for name, head in self.heads.items()}
+        z = self.z_scores(betas)
+        with _reading(self.folder / TENSOR_FILE):
+            first = [factors[0] for factors in self._factors.values()]
+            y = dict(zip(self._factors, products([z] * len(first), first), strict=True))
+            second = {name: factors[1] for name, factors in self._factors.items() if len(factors) > 1}
+            found = products([y[name] for name in second], list(second.values()))
+            y.update(zip(second, found, strict=True))
+        return {name: self._finished(z, y[name], head) for name, head in self.heads.items()}
 
-    def _z_scores(self, betas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def z_scores(self, betas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Betas as the heads take them, (N, V). Raises `InputError` for betas that are not this subject's."""
         betas = np.asarray(betas)
         label = self.voxel_space.label
         if betas.ndim not in (1, 2) or betas.dtype.kind != "f":
@@ -181,37 +214,23 @@ class Subject:
         z[:, constant] = 0.0
         return z
 
-    def _predict(self, z: NDArray[np.float32], head: Head) -> NDArray[np.float32]:
+    def _finished(self, z: NDArray[np.float32], y: NDArray[np.float32], head: Head) -> NDArray[np.float32]:
+        """Predictions (N, *shape) from z-scores (N, V) and what the factors make of them (N, T), overwritten."""
         offsets = self._offsets[head.name]
         with np.errstate(all="ignore"):
-            y = self._times(z, f"{head.name}.left")
-            if head.rank is not None:
-                y = self._times(y, f"{head.name}.right")
             y += offsets.bias - offsets.target_mean
             y *= offsets.calibration
             y += offsets.target_mean
-        if not np.isfinite(y).all():
+        self.check_prediction(head.name, z, y)
+        return y.reshape(len(z), *head.shape)
+
+    def check_prediction(self, head: str, z: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Raise where what a head made of z-scores is not finite: `InputError` or `BundleError`, as ``predict``."""
+        if not np.isfinite(values).all():
             if float(np.abs(z).max()) > _FAR:
                 problem = f"betas up to {float(np.abs(z).max()):.1g} standard deviations from those of"
                 raise InputError(f"{problem} {self.voxel_space.label}: check their units, and mend the scan")
-            raise _broken(self.folder / TENSOR_FILE, f"{head.name} gives values that are not finite")
-        return y.reshape(len(z), *head.shape)
-
-    def _times(self, rows: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-        """``rows @ factor`` (N, M) for the factor (K, M) of that name, which is widened a block at a time."""
-        factor = self._tensors[name]
-        length, width = factor.shape
-        product = np.zeros((len(rows), width), np.float32)
-        step = max(1, _BLOCK_BYTES // (4 * width))
-        for start in range(0, length, step):
-            stop = min(start + step, length)
-            with _reading(self.folder / TENSOR_FILE):
-                block = np.asarray(factor[start:stop], np.float32)
-            # Scan by scan, and not with the BLAS, whose order of adding up depends on the batch and on the
-            # number of threads. Widening takes most of the time in any case.
-            for total, row in zip(product, rows, strict=True):
-                total += np.einsum("k,km->m", row[start:stop], block)
-        return product
+            raise _broken(self.folder / TENSOR_FILE, f"{head} gives values that are not finite")
 
 
 def _broken(path: Path, problem: str, advice: str = _ADVICE) -> BundleError:
@@ -302,32 +321,44 @@ def _heads(path: Path, described: object) -> dict[str, Head]:
     return heads
 
 
+def _sides(head: Head) -> tuple[str, ...]:
+    return ("left",) if head.rank is None else ("left", "right")
+
+
 def _tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> dict[str, NDArray[Any]]:
     """The mapped file, after its header was compared with the description."""
+    with _reading(path):
+        _check_file(path)
+        tensors = map_tensors(path)
     wanted: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
         "voxel_mean": (_FLOAT32, ((voxels,),)),
         "voxel_std": (_FLOAT32, ((voxels,),)),
     }
     for name, head in heads.items():
         width = head.targets
-        wanted[f"{name}.left"] = (_FACTORS, ((voxels, head.rank or width),))
-        if head.rank is not None:
-            wanted[f"{name}.right"] = (_FACTORS, ((head.rank, width),))
+        shapes = [(voxels, width)] if head.rank is None else [(voxels, head.rank), (head.rank, width)]
+        for side, shape in zip(_sides(head), shapes, strict=True):
+            key = f"{name}.{side}"
+            wanted[key] = (_FACTORS, (shape,))
+            if key in tensors and tensors[key].dtype == np.int8:
+                wanted[f"{key}_scale"] = (_FLOAT32, (shape[1:],))
         wanted[f"{name}.bias"] = wanted[f"{name}.target_mean"] = (_FLOAT32, ((width,),))
         wanted[f"{name}.calibration"] = (_FLOAT32, ((width,), (1,)))
-    with _reading(path):
-        _check_file(path)
-        tensors = map_tensors(path)
     there = set(tensors) - {"mask"}
     for verb, names in (("has no", set(wanted) - there), ("has an unknown", there - set(wanted))):
         if names:
             raise _broken(path, f"{verb} {one_line(', '.join(sorted(names)), 80)}")
-    for key, (types, shapes) in wanted.items():
-        kind, shape = type_name(tensors[key].dtype), tensors[key].shape
-        if kind not in types or shape not in shapes:
-            expected = f"{' or '.join(types)} {' or '.join(map(str, shapes))}"
-            raise _broken(path, f"{key} is {kind} {shape}, but {DESCRIPTION_FILE} says {expected}")
+    for key, (types, extents) in wanted.items():
+        kind, found = type_name(tensors[key].dtype), tensors[key].shape
+        if kind not in types or found not in extents:
+            expected = f"{' or '.join(types)} {' or '.join(map(str, extents))}"
+            raise _broken(path, f"{key} is {kind} {found}, but {DESCRIPTION_FILE} says {expected}")
     return tensors
+
+
+def _factor(path: Path, tensors: Mapping[str, NDArray[Any]], name: str) -> Factor:
+    values = tensors[name]
+    return Factor(values, _statistic(path, tensors, f"{name}_scale") if values.dtype == np.int8 else None)
 
 
 def _statistic(

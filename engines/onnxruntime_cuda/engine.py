@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +15,7 @@ from unibrain_rt.engines.errors import EngineError
 from unibrain_rt.engines.onnxruntime_cuda.device import device_name, on_device
 from unibrain_rt.engines.onnxruntime_cuda.installation import NAME
 from unibrain_rt.engines.onnxruntime_cuda.kernels import shortfall
-from unibrain_rt.engines.onnxruntime_cuda.program import CudaProgram
+from unibrain_rt.engines.onnxruntime_cuda.program import CudaProgram, Underway
 from unibrain_rt.engines.onnxruntime_cuda.session import CudaSession
 
 GRAPHS_VARIABLE = "UNIBRAIN_RT_CUDA_GRAPHS"
@@ -36,6 +35,7 @@ class CudaEngine(Engine):
 
     name = NAME
     concurrent = True
+    on_device = True
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class CudaEngine(Engine):
         self._tell = settings.tell if settings.tell is not None else _tell_nobody
         self.graphs = settings.capture and os.environ.get(GRAPHS_VARIABLE) != "0"
         self.strict = strict
-        self._running: set[Future[None]] = set()
+        self._underway = Underway()
         with suppress(AttributeError):  # finds CUDA's libraries where pip put them; not in every version
             self._onnxruntime.preload_dlls()
 
@@ -63,7 +63,7 @@ class CudaEngine(Engine):
         return {"engine": self.name, "version": version, "device": device_name() or "cuda", "graphs": graphs}
 
     def program(self, calls: Sequence[Call]) -> Program:
-        return CudaProgram(self._onnxruntime, calls, self._running)
+        return CudaProgram(self._onnxruntime, calls, self._underway)
 
     def allocate(self, spec: TensorSpec, free: int = 1) -> object:
         return on_device(self._onnxruntime, np.zeros(spec.sized(free), spec.dtype))

@@ -96,6 +96,17 @@ class CudaSession(Session):
         """Where an output lies when the session has come to ``turn``: fed back, it is its input already."""
         return self.value(self.graph.feedback.get(name, name), turn)
 
+    @property
+    def values(self) -> list[Any]:
+        """All that its tensors are bound to."""
+        return list(self._values.values())
+
+    @property
+    def written(self) -> list[Any]:
+        """What its runs write, at any turn."""
+        names = [*(spec.name for spec in self.graph.outputs), *self.graph.feedback.values()]
+        return [self._values[name] for name in names]
+
     def after(self, turn: int, runs: int) -> int:
         """The turn that so many runs from ``turn`` on lead to."""
         return (turn + runs) % len(self._turns)

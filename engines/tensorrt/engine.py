@@ -25,6 +25,7 @@ class TensorRtEngine(AheadEngine):
     """TensorRT or TensorRT-RTX on the first CUDA device; without one, it compiles for others at most."""
 
     concurrent = True
+    on_device = True
 
     def __init__(self, library: Library, settings: Settings, cuda: Any = None) -> None:
         """``cuda``: bindings of the CUDA runtime, by default those installed."""

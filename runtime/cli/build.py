@@ -21,8 +21,10 @@ from unibrain_rt.engines import ENGINES, Engine, EngineError, GraphSpec, create_
 from unibrain_rt.engines.ahead import AheadEngine, BuildResult
 from unibrain_rt.engines.catalogue import ENGINE_VARIABLE
 from unibrain_rt.engines.plans import PlanCache, PlanRecord, size_from_text
-from unibrain_rt.errors import one_line
+from unibrain_rt.errors import BundleError, InputError, one_line
+from unibrain_rt.ridge_graph import ridge_graph
 from unibrain_rt.stages import decode_graphs
+from unibrain_rt.subject import GRAPH_FILE
 
 _TARGET = re.compile(r"sm\d{2,3}[a-z]?")
 
@@ -49,6 +51,9 @@ def _targets(ctx: click.Context, option: click.Parameter, text: str) -> tuple[st
 )
 @click.option("--preset", "presets", multiple=True, help="Preset to build for.  [default: all of the bundle]")
 @click.option(
+    "--subject", "names", multiple=True, help="Subject whose heads to build.  [default: all of the bundle]"
+)
+@click.option(
     "--target",
     "targets",
     callback=_targets,
@@ -73,6 +78,7 @@ def command(
     bundle: Path | None,
     engine: str | None,
     presets: tuple[str, ...],
+    names: tuple[str, ...],
     targets: tuple[str, ...],
     cache: Path | None,
     fallbacks: bool,
@@ -86,12 +92,14 @@ def command(
 ) -> None:
     """Compile every graph that decodes with BUNDLE run, so that none has to wait for it.
 
+    For a GPU, each subject's ridge heads are one of them.
+
     BUNDLE is the shipped phantom where none is named. What is compiled already is not compiled again; a row tells
     for each graph whether it was there, and else why not. With an engine that compiles nothing ahead (cuda), every
     graph is opened to see that no kernel is missing. --list shows what the cache holds; --prune makes it as small
     as its limit (40 GB, or UNIBRAIN_RT_CACHE_LIMIT), or smaller, and what was not used for longest goes first.
     """
-    building = bundle is not None or engine is not None or presets or targets or fallbacks or force
+    building = bundle is not None or engine is not None or presets or names or targets or fallbacks or force
     if (listing or prune) and (building or (listing and prune)):
         raise click.UsageError("--list and --prune stand alone, with --cache and --json")
     if not prune and (older_than is not None or keep is not None or everything):
@@ -110,11 +118,15 @@ def command(
         raise click.UsageError(f"name the engine to build for with --engine: {', '.join(ENGINES)}")
     opened = Bundle.open(bundle)
     graphs = _graphs(opened, presets or tuple(opened.presets), fallbacks)
+    for name in names:
+        if name not in opened.subjects:
+            raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(opened.subjects)}")
     running = create_engine(engine, cache=cache, targets=targets, tell=_note)
+    heads, broken = _heads(opened, names or opened.subjects) if running.on_device else ([], False)
     report = JsonReport(json_file, bundle=opened.folder)
-    failed = _build(running, graphs, targets or (None,), force, report, str(opened.folder))
+    failed = _build(running, graphs + heads, targets or (None,), force, report, str(opened.folder))
     report.close()
-    if failed:
+    if failed or broken:
         raise SystemExit(EngineError.exit_code)
 
 
@@ -127,6 +139,23 @@ def _graphs(bundle: Bundle, presets: Sequence[str], fallbacks: bool) -> list[tup
         if fallbacks and graph.fallback is not None
     ]
     return graphs + twins
+
+
+def _heads(bundle: Bundle, names: Sequence[str]) -> tuple[list[tuple[GraphSpec, int]], bool]:
+    """Graphs of these subjects' heads, and whether a subject is broken, which keeps no other from being built."""
+    found, broken = [], False
+    for name in names:
+        try:
+            graph = ridge_graph(bundle, bundle.subject(name))
+        except BundleError as error:
+            complain(str(error))
+            broken = True
+            continue
+        if graph is not None:
+            found.append((graph, 1))
+        else:
+            _note(f"{name}: has no {GRAPH_FILE}: its heads are applied on the host; fit or import it again")
+    return found, broken
 
 
 def _build(
@@ -199,7 +228,9 @@ def _row(engine: AheadEngine, graph: GraphSpec, free: int, target: str | None, f
 def _row_text(row: dict[str, Any]) -> str:
     """A row, in columns that are wide enough for every graph of a bundle."""
     file = row["file"].removesuffix(".onnx")
-    label = file if row["free"] == 1 else f"{file} ({row['free']})"
+    # All subjects' heads are in files of one name.
+    label = row["graph"] if row["file"] == GRAPH_FILE else file
+    label = label if row["free"] == 1 else f"{label} ({row['free']})"
     if row["error"] is not None:
         done = "failed"
     else:

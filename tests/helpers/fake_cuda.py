@@ -63,6 +63,8 @@ class Operation:
     kind: str
     details: dict[str, Any]
     action: Callable[[], None]
+    event: Event | None = None
+    """The one that it records."""
 
 
 @dataclass(eq=False)
@@ -182,8 +184,15 @@ class FakeCuda:
 
     # --- What streams do ------------------------------------------------------------------------------------
 
-    def _give(self, stream: Stream, kind: str, action: Callable[[], None], **details: Any) -> Error:
-        operation = Operation(kind, {"stream": stream.number, **details}, action)
+    def _give(
+        self,
+        stream: Stream,
+        kind: str,
+        action: Callable[[], None],
+        event: Event | None = None,
+        **details: Any,
+    ) -> Error:
+        operation = Operation(kind, {"stream": stream.number, **details}, action, event)
         if stream.captured is not None:
             if stream.broken:
                 return self._failed(Error.cudaErrorStreamCaptureInvalidated)
@@ -412,7 +421,7 @@ class FakeCuda:
             event.time = float(next(self._clock))
             event.captured_by = None
 
-        code = self._give(stream, "event", happen)
+        code = self._give(stream, "event", happen, event)
         if stream.captured is None:
             event.mark, event.captured_by = (stream, stream.end), None
         return code
@@ -475,14 +484,22 @@ class FakeCuda:
             self.faults.append("a destroyed graph was launched")
             return (self._failed(Error.cudaErrorInvalidResourceHandle),)
 
-        def replay() -> None:
-            self.replaying = True
-            for operation in executable.graph.nodes:
-                if not self.stale or operation.kind == "event":
-                    self._do(operation)
-            self.replaying = False
+        def replayed(operation: Operation) -> Callable[[], None]:
+            def replay() -> None:
+                self.replaying = True
+                operation.action()
+                self.replaying = False
 
-        return (self._give(stream, "graph", replay),)
+            return replay
+
+        for operation in executable.graph.nodes:
+            if not self.stale or operation.event is not None:
+                again = Operation(operation.kind, operation.details, replayed(operation), operation.event)
+                stream.pending.append(again)
+            if operation.event is not None:
+                # Who waits for an event of a graph from now on waits for its place in this launch.
+                operation.event.mark = (stream, stream.end)
+        return (OK,)
 
     def cudaGraphExecDestroy(self, executable: Executable) -> tuple[Error]:
         code = self._entered("cudaGraphExecDestroy")

@@ -54,6 +54,64 @@ def test_all_presets_are_built_by_default(cli: Run, copying: Any, plans: Path, t
     assert len(plans_made) == 8
 
 
+def test_for_a_gpu_every_subjects_heads_are_compiled(
+    cli: Run, copying: Any, plans: Path, tiny: Any, tmp_path: Path
+) -> None:
+    """Or those of the subjects named; an engine on the host applies them itself, and compiles none."""
+    bundle = tiny.make_bundle(tmp_path / "two", ("sub-01", "sub-02"))
+    words = ["build", bundle, "--engine", "copying", "--preset", "paper"]
+    assert [line.split()[0] for line in cli(*words).out.splitlines()[:-1]] == GRAPHS
+    copying.on_device = True
+    done = cli(*words, "--subject", "sub-02")
+    assert done.code == 0
+    rows = done.out.splitlines()[:-1]
+    assert [line.split()[0] for line in rows] == [*GRAPHS, "ridge_sub-02"]
+    assert rows[-1].endswith("never built")
+    done = cli(*words)
+    assert [line.split()[0] for line in done.out.splitlines()[-3:-1]] == ["ridge_sub-01", "ridge_sub-02"]
+    assert "1 built in" in done.out
+    shown = cli("build", "--list").out
+    assert "ridge_sub-01" in shown
+    assert "ridge_sub-02" in shown
+    done = cli(*words, "--subject", "sub-03")
+    assert (done.code, done.complaints) == (
+        2,
+        ["unibrain-rt: no subject 'sub-03' in this bundle; it has sub-01, sub-02"],
+    )
+
+
+def test_other_heads_are_another_plan(
+    cli: Run, copying: Any, plans: Path, tiny: Any, tiny_bundle: Path
+) -> None:
+    """The graph's own file is the same: its weights are the heads' file, whose hash is the manifest's."""
+    copying.on_device = True
+    words = ["build", tiny_bundle, "--engine", "copying", "--preset", "paper"]
+    cli(*words)
+    heads = tiny_bundle / "subjects" / "sub-01" / "heads.safetensors"
+    raw = bytearray(heads.read_bytes())
+    raw[-1] ^= 1
+    heads.write_bytes(raw)
+    tiny.seal(tiny_bundle)
+    row = next(line for line in cli(*words).out.splitlines() if line.startswith("ridge_sub-01"))
+    assert row.endswith("heads.safetensors has changed")
+
+
+def test_a_broken_subject_keeps_nothing_from_being_compiled(
+    cli: Run, copying: Any, plans: Path, tiny: Any, tmp_path: Path
+) -> None:
+    bundle = tiny.make_bundle(tmp_path / "three", ("sub-01", "sub-02", "sub-03"))
+    (bundle / "subjects" / "sub-01" / "heads.safetensors").write_bytes(b"nothing")
+    (bundle / "subjects" / "sub-02" / "ridge.onnx").unlink()
+    tiny.seal(bundle)
+    copying.on_device = True
+    done = cli("build", bundle, "--engine", "copying", "--preset", "paper")
+    assert done.code == 3
+    assert [line.split()[0] for line in done.out.splitlines()[:-1]] == [*GRAPHS, "ridge_sub-03"]
+    first, second, *_ = done.complaints
+    assert "sub-01" in first
+    assert second.startswith("sub-02: has no ridge.onnx: its heads are applied on the host")
+
+
 def test_several_targets(build: Run) -> None:
     done = build("--target", "sm86,SM89,sm86")
     rows = [line.replace(" (74)", "").split()[:2] for line in done.out.splitlines()[:-1]]
@@ -279,6 +337,20 @@ def test_plans_of_another_folder(build: Run, decode: Run, plans: Path) -> None:
     build("--cache", plans / "elsewhere")
     assert decode("--engine", "copying").code == 3
     assert decode("--engine", "copying", "--cache", plans / "elsewhere").code == 0
+
+
+def test_auto_passes_over_a_gpu_without_a_plan_of_the_heads(
+    build: Run, copying: Any, decode: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subject that was fitted after the graphs were built, say."""
+    build()
+    copying.on_device = True
+    monkeypatch.delenv("UNIBRAIN_RT_ENGINE")
+    done = decode()
+    assert done.code == 0
+    (line,) = done.complaints
+    assert line.startswith("passed over copying: 1 of 7 plans are missing (ridge_sub-01: never built); run: ")
+    assert decode("--low-memory").complaints == [], "there, heads are applied on the host"
 
 
 @pytest.mark.parametrize("memory", [[], ["--low-memory"]])
