@@ -134,7 +134,7 @@ def test_int8_factors_are_not_widened_in_a_plan(engine: TensorRtEngine, tmp_path
         plans[name] = engine.build(graph, target="sm89").size_bytes
         stored[name] = sum(subject.size_bytes(head) for head in subject.heads)
     assert stored["float32"] - stored["int8"] > 2_000_000, "large enough to be told from the kernels"
-    assert plans["float32"] - plans["int8"] > 0.9 * (stored["float32"] - stored["int8"])
+    assert plans["float32"] - plans["int8"] > 0.75 * (stored["float32"] - stored["int8"])
 
 
 def test_damaged_heads_are_one_line(half: Bundle, engine: TensorRtEngine, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_damaged_heads_are_one_line(half: Bundle, engine: TensorRtEngine, tmp_pa
     ((graph, _),) = ridge_graphs(half, [half.subject(half.subjects[0])])
     for name, raw in {
         GRAPH_FILE: (folder / GRAPH_FILE).read_bytes()[:300],
-        TENSOR_FILE: (folder / TENSOR_FILE).read_bytes()[:-500],
+        TENSOR_FILE: (folder / TENSOR_FILE).read_bytes()[:100_000],
     }.items():
         broken = Path(shutil.copytree(folder, tmp_path / name))
         (broken / name).write_bytes(raw)
