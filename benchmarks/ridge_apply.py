@@ -28,7 +28,8 @@ from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.tables import machine_line, table
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.factors import Factor, products
-from unibrain_rt.subject import TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import TENSOR_FILE
 
 LABELS = {
     "one scan": "one scan, from a warm map",

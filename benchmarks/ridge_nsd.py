@@ -26,7 +26,8 @@ from unibrain_rt.benchmarks.nsd_like import BLOCK, SEED, Floats, World, write_ta
 from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.ridge.journal import Journal
 from unibrain_rt.export.subject_writer import write_subject
-from unibrain_rt.subject import TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import TENSOR_FILE
 
 
 def correlations(first: Floats, second: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Fitted heads to a subject's folder, in the form `unibrain_rt.subject` reads: whole or not at all."""
+"""Fitted heads to a subject's folder, in the form `unibrain_rt.subject_files` reads: whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from unibrain_rt.export.ridge.reduced import Reduced, check_fidelity
 from unibrain_rt.export.ridge.storage import ROUNDING, Storage, Stored
 from unibrain_rt.export.ridge.targets import release
 from unibrain_rt.export.tensor_writer import new_tensors
-from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, SCHEMA_VERSION, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import DESCRIPTION_FILE, HEADS, ROI_FILE, SCHEMA_VERSION, TENSOR_FILE
 
 #: By default kept of the held-out predictions' variance: they correlate with the exact heads' by 0.999.
 FIDELITY = 0.998

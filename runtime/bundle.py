@@ -24,7 +24,8 @@ from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.subject import DESCRIPTION_FILE, GRAPH_FILE, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import DESCRIPTION_FILE, GRAPH_FILE, ROI_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import map_tensors
 
 MANIFEST = "bundle.json"

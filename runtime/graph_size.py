@@ -13,7 +13,7 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import EngineError, GraphSpec
 from unibrain_rt.engines.onnx_file import read_onnx
 from unibrain_rt.errors import BundleError
-from unibrain_rt.subject import TENSOR_FILE
+from unibrain_rt.subject_files import TENSOR_FILE
 
 
 @dataclass(frozen=True)

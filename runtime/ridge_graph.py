@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Call, Engine, GraphSpec, Session, TensorSpec
-from unibrain_rt.subject import GRAPH_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 
 Float = NDArray[np.float32]
 FLOWS = ("image", "text")

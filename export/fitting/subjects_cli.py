@@ -17,7 +17,7 @@ from unibrain_rt.export.ridge.basis import VoxelScale
 from unibrain_rt.export.ridge.dense import DenseHead
 from unibrain_rt.export.ridge.storage import Storage
 from unibrain_rt.export.subject_writer import write_subject
-from unibrain_rt.subject import HEADS
+from unibrain_rt.subject_files import HEADS
 
 _path = click.Path(path_type=Path)
 _SHAPES = {

@@ -1,7 +1,7 @@
 """A subject's four heads as one ONNX graph, for engines that run them on a GPU (`unibrain_rt.ridge_graph`).
 
 It takes a scan's z-scored voxels to all that a decode starts from: both latents, noised to where their samplers begin,
-and both contexts, the unconditional ones first. What it computes is the formula of `unibrain_rt.subject`, and its
+and both contexts, the unconditional ones first. What it computes is the formula of `unibrain_rt.subject_files`, and its
 weights are the tensors of ``heads.safetensors`` where they lie: the file is named as external data, with offsets.
 
 All arithmetic is fp32 in every bundle. A product with one row is bound by reading the factors, which stay in the type
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from unibrain_rt.ridge_graph import FLOWS, ridge_tensors
-from unibrain_rt.subject import GRAPH_FILE, TENSOR_FILE, Head, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE, Head
 from unibrain_rt.tensor_file import map_tensors, tensor_offsets
 
 OPSET, IR_VERSION = 18, 8

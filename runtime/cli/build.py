@@ -24,7 +24,7 @@ from unibrain_rt.engines.plans import PlanCache, PlanRecord, size_from_text
 from unibrain_rt.errors import BundleError, InputError, one_line
 from unibrain_rt.ridge_graph import ridge_graph
 from unibrain_rt.stages import decode_graphs
-from unibrain_rt.subject import GRAPH_FILE
+from unibrain_rt.subject_files import GRAPH_FILE
 
 _TARGET = re.compile(r"sm\d{2,3}[a-z]?")
 

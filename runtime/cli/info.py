@@ -15,7 +15,8 @@ from unibrain_rt.engines import GraphSpec
 from unibrain_rt.errors import one_line
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.subject import TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import TENSOR_FILE
 
 
 @click.command("info", cls=JsonCommand, short_help="Show what a bundle holds.")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from unibrain_rt.benchmarks import ridge_nsd
-from unibrain_rt.subject import HEADS
+from unibrain_rt.subject_files import HEADS
 
 
 def test_a_small_run(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export import subject_writer
 from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subject_writer import write_subject
-from unibrain_rt.subject import DESCRIPTION_FILE, GRAPH_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import DESCRIPTION_FILE, GRAPH_FILE, HEADS, ROI_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import map_tensors
 
 SCANS, VOXELS = 150, 40

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save, save_file
 
 from unibrain_rt.bundle import CONSTANTS, UNCONDITIONAL, Bundle, sha256_of
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.subject import ROI_FILE
+from unibrain_rt.subject_files import ROI_FILE
 
 Edit = Callable[[dict[str, Any]], None]
 

@@ -13,7 +13,8 @@ from unibrain_rt.bundle import Bundle, sha256_of
 from unibrain_rt.engines import ahead, create_engine
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.ridge_graph import RidgeStage, ridge_graph, ridge_graphs
-from unibrain_rt.subject import GRAPH_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 
 pytest.importorskip("onnxruntime")
 

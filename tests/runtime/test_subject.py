@@ -15,7 +15,8 @@ from safetensors.numpy import save
 
 from unibrain_rt import factors
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 Description = dict[str, Any]

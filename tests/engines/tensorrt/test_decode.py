@@ -26,7 +26,7 @@ from unibrain_rt.engines.tensorrt import engine as engine_module
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.stages import decode_graphs
-from unibrain_rt.subject import GRAPH_FILE, TENSOR_FILE
+from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import tensor_offsets
 
 onnx = pytest.importorskip("onnx")

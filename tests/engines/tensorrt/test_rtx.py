@@ -17,7 +17,8 @@ from unibrain_rt.engines.ahead import BuildResult
 from unibrain_rt.engines.tensorrt.engine import TensorRtEngine
 from unibrain_rt.ridge_graph import ridge_graphs, ridge_tensors
 from unibrain_rt.stages import decode_graphs
-from unibrain_rt.subject import GRAPH_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX")
 TARGETS = ("sm86", "sm89", "sm120")

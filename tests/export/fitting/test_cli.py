@@ -20,7 +20,7 @@ from PIL import Image
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.export.datasets.nsd import betas_folder, read_nsd, roi_folder
-from unibrain_rt.subject import HEADS
+from unibrain_rt.subject_files import HEADS
 
 nibabel = pytest.importorskip("nibabel")
 

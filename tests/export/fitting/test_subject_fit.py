@@ -22,7 +22,8 @@ from unibrain_rt.export.fitting.subject_fit import (
 )
 from unibrain_rt.export.ridge.journal import Journal
 from unibrain_rt.export.targets import TargetEncoder, encode_targets
-from unibrain_rt.subject import HEADS, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import HEADS
 
 ALPHA = 300.0
 

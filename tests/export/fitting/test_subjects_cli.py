@@ -13,7 +13,7 @@ import pytest
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.export.subject_writer import FIDELITY
-from unibrain_rt.subject import HEADS
+from unibrain_rt.subject_files import HEADS
 
 Run = Callable[..., Any]
 VOXELS = 15

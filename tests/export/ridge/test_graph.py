@@ -17,7 +17,8 @@ from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.ridge.graph import OPSET, write_ridge_graph
 from unibrain_rt.export.subject_writer import write_subject
 from unibrain_rt.ridge_graph import ridge_tensors
-from unibrain_rt.subject import GRAPH_FILE, HEADS, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import GRAPH_FILE, HEADS, TENSOR_FILE
 from unibrain_rt.tensor_file import tensor_offsets
 
 SCANS, VOXELS = 120, 300
