@@ -53,7 +53,7 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """
     with open(path, "rb", opener=_without_waiting) as file:
         begin, places = _places(file)
-        # A plain array: numpy runs Python code for every view of a memmap, and an interrupt that falls there is lost.
+        # A plain array: numpy runs Python code for every view of a memmap.
         mapped = np.asarray(np.memmap(file, np.uint8, "r", shape=(os.fstat(file.fileno()).st_size,)))
     tensors: dict[str, NDArray[Any]] = {}
     for name, place in places.items():
