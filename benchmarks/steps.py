@@ -22,7 +22,8 @@ import numpy as np
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import FLOWS, Float, Flow, step_inputs
 from unibrain_rt.benchmarks.peers import PEERS, Source
-from unibrain_rt.benchmarks.workers import Pool, Worker, WorkerError
+from unibrain_rt.benchmarks.processes import WorkerError
+from unibrain_rt.benchmarks.workers import Pool, Worker
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.export.config import Architecture
 

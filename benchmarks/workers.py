@@ -1,86 +1,38 @@
-"""Peers in processes of their own: each stays loaded and sleeps until it is told over a pipe to run a step.
-
-Commands and replies are JSON, one a line. The worker's own standard output is kept for replies; whatever
-libraries print goes to standard error, which the driver keeps in a file and shows when a worker fails.
-"""
+"""Peers in processes of their own: each stays loaded and sleeps until it is told to run a step."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
+from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.inputs import Float
-from unibrain_rt.benchmarks.memory import Memory, PeakMemory, memory_of
+from unibrain_rt.benchmarks.memory import Memory, memory_of
 from unibrain_rt.benchmarks.peers import PEERS, Peer, Source, step_weight_bytes
+from unibrain_rt.benchmarks.processes import WorkerProcess
 
-_TAIL_CHARACTERS = 2000
-_PATIENCE_S = 30
-
-
-class WorkerError(RuntimeError):
-    """A worker ended or failed; the message ends with what it printed last."""
+_PATHS = ("checkpoint", "config", "bundle")
 
 
-class Worker:
-    """The driver's end of a worker."""
+class Worker(WorkerProcess):
+    """The driver's end of a peer's worker."""
 
     def __init__(self, peer: str, source: Source) -> None:
         self.peer = peer
-        # It outlives this method: the worker writes to it until it ends.
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        specification = json.dumps({**asdict(source), "peer": peer}, default=str)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "unibrain_rt.benchmarks.workers", specification],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        self.memory = PeakMemory(self._process.pid)
-        self.memory.__enter__()
+        super().__init__(peer, "unibrain_rt.benchmarks.workers", {**asdict(source), "peer": peer})
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Send a command and wait for its reply.
-
-        Raises:
-            WorkerError: the worker failed or is gone.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            print(json.dumps({"command": command, **arguments}), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            self.close()
-            code = self._process.returncode
-            raise WorkerError(f"worker {self.peer} ended at {command!r} ({code}):\n{self._tail()}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
     def output(self) -> Float:
-        """The next latent that the last step gave.
+        """What the last step gave, the next latent mostly.
 
         Raises:
             WorkerError: the worker failed or is gone.
@@ -90,23 +42,6 @@ class Worker:
             self.ask("output", path=str(path))
             array: Float = np.load(path)
         return array
-
-    def close(self) -> None:
-        """End the worker, which gives its memory back."""
-        if self._process.returncode is None:
-            assert self._process.stdin is not None
-            self.memory.__exit__(None, None, None)
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-            try:
-                self._process.wait(_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-    def _tail(self) -> str:
-        self._log.seek(0)
-        return self._log.read()[-_TAIL_CHARACTERS:]
 
 
 class Pool:
@@ -133,49 +68,41 @@ class Pool:
         return started
 
 
-def serve(peer: Peer, commands: TextIO, replies: TextIO) -> None:
-    """Answer commands until there are no more.
+class PeerAnswers:
+    """Answers commands with a peer.
 
     ``weights`` gives the bytes a step reads; ``load`` loads; ``step`` runs one step of a variant and gives
     its wall and processor time; ``output`` saves what the last step gave as .npy; ``memory`` tells what the
     process takes.
     """
-    for line in commands:
-        request: Mapping[str, Any] = json.loads(line)
-        print(json.dumps(_answer(peer, request)), file=replies, flush=True)
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def __call__(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        command, peer = request["command"], self._peer
+        if command == "weights":
+            return {"bytes": step_weight_bytes(peer.source)}
+        if command == "output":
+            np.save(request["path"], peer.output())
+            return {}
+        if command == "memory":
+            return (memory_of("self") or Memory()).to_mapping()
+        if command not in ("load", "step"):
+            raise ValueError(f"unknown command {command!r}")
+        start, start_cpu = time.perf_counter(), time.process_time()
+        if command == "load":
+            peer.load()
+        else:
+            peer.step(request["variant"])
+        return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu}
 
 
-def _answer(peer: Peer, request: Mapping[str, Any]) -> dict[str, Any]:
-    command = request["command"]
-    if command == "weights":
-        return {"bytes": step_weight_bytes(peer.source)}
-    if command == "output":
-        np.save(request["path"], peer.output())
-        return {}
-    if command == "memory":
-        return (memory_of("self") or Memory()).to_mapping()
-    if command not in ("load", "step"):
-        raise ValueError(f"unknown command {command!r}")
-    start, start_cpu = time.perf_counter(), time.process_time()
-    if command == "load":
-        peer.load()
-    else:
-        peer.step(request["variant"])
-    return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu}
-
-
-def main() -> None:
-    """Serve on the standard streams; the only argument is JSON with the peer's name and source."""
-    fields: dict[str, Any] = json.loads(sys.argv[1])
+def _make(fields: dict[str, Any]) -> PeerAnswers:
     name = fields.pop("peer")
-    paths = {
-        key: Path(fields.pop(key)) for key in ("checkpoint", "config", "bundle") if fields[key] is not None
-    }
-    # What libraries print to standard output must not be taken for a reply.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    serve(PEERS[name](Source(**{**fields, **paths})), sys.stdin, replies)
+    paths = {key: Path(fields.pop(key)) for key in _PATHS if fields[key] is not None}
+    return PeerAnswers(PEERS[name](Source(**{**fields, **paths})))
 
 
 if __name__ == "__main__":
-    main()
+    processes.main(_make)
