@@ -32,13 +32,14 @@ ONCE = "time"
 LOOPS = {"image_step": "unet_image_step", "caption_step": "unet_text_step", "token": "optimus_decode"}
 """What is timed one by one, and the graph that runs for each."""
 STEP_OF = {"image_loop": "image_step", "caption_loop": "caption_step", "gpt2": "token"}
-_GRAPHS = {
+GRAPHS = {
     "context": "unet_context",
     "image_loop": "unet_image_step",
     "autokl": "autokl_decode",
     "caption_loop": "unet_text_step",
     "gpt2": "optimus_decode",
 }
+"""Which graph a stage runs."""
 _TIMINGS = {
     "ridge": "ridge",
     "context": "context",
@@ -96,7 +97,7 @@ class TimedDecodes:
         self._calibration = Calibration(self._clock)
         self._folder = tempfile.TemporaryDirectory(prefix="unibrain-rt-bench-")
         self._out = Path(self._folder.name)
-        self.scan = setup.scan or _made_up_scan(self._out, subject)
+        self.scan = setup.scan or made_up_scan(self._out, subject)
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -155,7 +156,7 @@ class TimedDecodes:
     def runs_of(self, record: Mapping[str, Any]) -> dict[str, int]:
         """How often each stage's graph ran in a decode."""
         return {
-            stage: len(record["steps"].get(STEP_OF.get(stage, ""), [0])) for stage in _GRAPHS if stage in record["stages"]
+            stage: len(record["steps"].get(STEP_OF.get(stage, ""), [0])) for stage in GRAPHS if stage in record["stages"]
         }
 
     def _steps(
@@ -181,12 +182,12 @@ def _undisturbed(
 ) -> dict[str, float]:
     """Of the stages that the host sees, without the wait for a core; of the others, their wall time."""
     found = dict(stages)
-    found |= {stage: undisturbed(runs[graph]) for stage, graph in _GRAPHS.items() if graph in runs}
+    found |= {stage: undisturbed(runs[graph]) for stage, graph in GRAPHS.items() if graph in runs}
     found |= {stage: late.undisturbed_since(early) for stage, (early, late) in ends.items()}
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
-def _made_up_scan(folder: Path, subject: Any) -> Path:
+def made_up_scan(folder: Path, subject: Any) -> Path:
     """A file with one scan, of noise in the range of betas."""
     path = folder / f"{_SCAN}.npy"
     np.save(path, seeded_noise(0, 0, (subject.voxels,)))

@@ -18,7 +18,7 @@ from unibrain_rt.engines.host import usable_cores
 
 Say = Callable[[str], None]
 MOST_ROUNDS = 10
-_PEAK_SECONDS = 1.0
+_PEAK_ROUNDS, _PEAK_SECONDS = 3, 0.5
 _WORKER = "unibrain_rt.benchmarks.bench.worker"
 
 
@@ -82,7 +82,6 @@ class Case:
             {
                 "load_average": machine.load_average(),
                 "records": [record for reply in replies for record in reply["records"]],
-                # What a batch takes is the slowest one's time. Calibration is no decode's: it is taken off.
                 "seconds": time.perf_counter() - begun,
             }
         )
@@ -136,11 +135,24 @@ def measure(plan: Plan, say: Say = lambda line: None) -> list[dict[str, Any]]:
             for case in cases if place % 2 == 0 else reversed(cases):
                 case.decode(count)
             say(f"round {place + 1} of {len(plan.rounds)}")
-        peaks = {}
-        for case in cases:
-            if case.engine not in peaks:
-                peaks[case.engine] = case.workers[0].ask("peaks", seconds=_PEAK_SECONDS)
-        return [{**case.result(), "peaks": peaks[case.engine]} for case in cases]
+        # Before the peaks are measured, whose matrices would count as the decode's memory.
+        results = [case.result() for case in cases]
+        peaks = _peaks(cases)
+        return [{**result, "peaks": peaks[case.engine]} for case, result in zip(cases, results, strict=True)]
+
+
+def _peaks(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+    """By engine, the best of several attempts that take turns: what else runs here comes and goes."""
+    by_engine = {case.engine: case.workers[0] for case in reversed(cases)}
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(_PEAK_ROUNDS):
+        for engine, worker in by_engine.items():
+            one = worker.ask("peaks", seconds=_PEAK_SECONDS)
+            before = found.get(engine, {})
+            found[engine] = one | {
+                rate: max(one[rate], before.get(rate, 0.0)) for rate in ("flops_per_s", "bytes_per_s")
+            }
+    return found
 
 
 def describe(plan: Plan, bundle: Bundle) -> dict[str, Any]:
