@@ -47,6 +47,10 @@ class Published:
                 for name, measure in steps.items():
                     self._once(name, measure)
 
+    def export(self, precision: str) -> None:
+        """Export the checkpoint in one precision, if that is not there yet."""
+        self._once(f"export-{precision}", self._steps()["export"][f"export-{precision}"])
+
     def results(self) -> dict[str, Any]:
         """Everything measured so far, as one mapping."""
         return {

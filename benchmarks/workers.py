@@ -15,7 +15,8 @@ import numpy as np
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.inputs import Float
 from unibrain_rt.benchmarks.memory import Memory, memory_of
-from unibrain_rt.benchmarks.peers import PEERS, Peer, Source, step_weight_bytes
+from unibrain_rt.benchmarks.latent_peers import peer_class, work_bytes
+from unibrain_rt.benchmarks.peers import Peer, Source
 from unibrain_rt.benchmarks.processes import WorkerProcess
 
 _PATHS = ("checkpoint", "config", "bundle")
@@ -59,6 +60,10 @@ class Pool:
     ) -> None:
         self.keep([])
 
+    def drop(self, peer: str) -> None:
+        """End one worker."""
+        self.workers.pop(peer).close()
+
     def keep(self, peers: Sequence[str]) -> list[Worker]:
         """End all workers but these and start those that are missing, which are returned."""
         for peer in [peer for peer in self.workers if peer not in peers]:
@@ -82,7 +87,7 @@ class PeerAnswers:
     def __call__(self, request: Mapping[str, Any]) -> dict[str, Any]:
         command, peer = request["command"], self._peer
         if command == "weights":
-            return {"bytes": step_weight_bytes(peer.source)}
+            return {"bytes": work_bytes(peer.source)}
         if command == "output":
             np.save(request["path"], peer.output())
             return {}
@@ -101,7 +106,8 @@ class PeerAnswers:
 def _make(fields: dict[str, Any]) -> PeerAnswers:
     name = fields.pop("peer")
     paths = {key: Path(fields.pop(key)) for key in _PATHS if fields[key] is not None}
-    return PeerAnswers(PEERS[name](Source(**{**fields, **paths})))
+    source = Source(**{**fields, **paths})
+    return PeerAnswers(peer_class(name, source.flow)(source))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.benchmarks.bench.report import NAMES, label
-from unibrain_rt.benchmarks.bench.statistics import interval, resampled
+from unibrain_rt.benchmarks.bench.statistics import interval, resampled_medians
 from unibrain_rt.errors import InputError
 
 THRESHOLD = 0.1
@@ -70,9 +70,7 @@ def _cases(one: Mapping[str, Any], other: Mapping[str, Any], threshold: float) -
         if part not in other["undisturbed_p50"]:
             continue
         rounds = [_normalised(case["rounds"], part) for case in (one, other)]
-        old_drawn, new_drawn = (
-            resampled(values, np.median, seed=seed) for seed, values in enumerate(rounds)
-        )
+        old_drawn, new_drawn = (resampled_medians(values, seed) for seed, values in enumerate(rounds))
         ratio = float(np.median(np.concatenate(rounds[1])) / np.median(np.concatenate(rounds[0])))
         low, high = interval(new_drawn / old_drawn)
         judged = part == WHOLE or quiet[part] >= JUDGED_SHARE * quiet[WHOLE]

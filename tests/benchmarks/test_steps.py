@@ -114,7 +114,7 @@ def test_ratios_are_taken_within_a_round():
 
 def test_every_ratio_names_variants_that_exist():
     known = {f"{name}/{variant}" for name, peer in PEERS.items() for variant in peer.variants}
-    assert {variant for _, *pair in steps.RATIOS for variant in pair} == known
+    assert {variant for _, *pair in steps.RATIOS for variant in pair} <= known
     assert steps.REFERENCE in known
 
 
@@ -143,23 +143,41 @@ def test_a_worker_answers_commands_in_order(tmp_path):
         {"command": "memory"},
     ]
     replies = io.StringIO()
-    serve(
-        Counter(Source("text", 1)), io.StringIO("".join(json.dumps(each) + "\n" for each in asked)), replies
-    )
+    answers = PeerAnswers(Counter(Source("text", 1)))
+    serve(answers, io.StringIO("".join(json.dumps(each) + "\n" for each in asked)), replies)
     found = [json.loads(line) for line in replies.getvalue().splitlines()]
     assert [set(reply) for reply in found[:4]] == [*[{"seconds", "cpu_seconds"}] * 3, set()]
     assert found[4]["high_water_bytes"] >= found[4]["total_bytes"] > 0
     assert np.load(tmp_path / "count.npy") == 2
     with pytest.raises(ValueError, match="unknown command 'jump'"):
-        serve(Counter(Source("text", 1)), io.StringIO('{"command": "jump"}\n'), replies)
+        serve(answers, io.StringIO('{"command": "jump"}\n'), replies)
 
 
 def test_a_worker_that_fails_shows_what_it_printed(tmp_path):
     with (
         Worker("onnxruntime", Source("text", 1, bundle=tmp_path / "no-such-bundle")) as worker,
-        pytest.raises(WorkerError, match=r"(?s)ended at 'load' \(1\).*no such bundle"),
+        pytest.raises(WorkerError, match="no such bundle") as raised,
     ):
         worker.ask("load")
+    assert raised.value.exit_code == 2
+
+
+class Broken(Peer):
+    """A peer with a mistake in it."""
+
+    variants = ()
+
+    def load(self) -> None:
+        raise RuntimeError("out of order")
+
+    def step(self, variant: str) -> None: ...
+
+    def output(self) -> np.ndarray: ...
+
+
+def test_what_no_user_caused_ends_the_worker():
+    with pytest.raises(RuntimeError, match="out of order"):
+        serve(PeerAnswers(Broken(Source("text", 1))), io.StringIO('{"command": "load"}\n'), io.StringIO())
 
 
 def test_a_pool_keeps_who_stays(golden_bundle):
