@@ -1,9 +1,9 @@
 """One decode by everybody who can do it, part by part, on the same weights and inputs, in rounds that take turns.
 
-Each kind of work (a guided step of the image and of the text flow, a caption from its latent, a picture from its latent) is
-measured by `steps.measure_flow`; whole loops and decodes are put together of their medians: the loops have no more to them
-than their steps, as ``unibrain-rt bench`` shows. Each work leaves a JSON file in the work folder and is skipped when that
-is there.
+Each kind of work (a guided step of the image and of the text flow, a caption from its latent, a picture from its
+latent) is measured by `steps.measure_flow`; whole loops and decodes are put together of their medians: the loops have
+no more to them than their steps, as ``unibrain-rt bench`` shows. Each work leaves a JSON file in the work folder and
+is skipped when that is there.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from unibrain_rt.samplers import Schedule
 
 NAME = "contest"
 ENGINES = ("onnxruntime", "openvino-fp32", "openvino-bf16")
-TORCH = tuple(f"{peer}{suffix}" for peer in ("torch", "diffusers") for suffix in ("", "-compiled", "-bf16", "-bf16-compiled"))
+TORCH = tuple(
+    f"{peer}{suffix}"
+    for peer in ("torch", "diffusers")
+    for suffix in ("", "-compiled", "-bf16", "-bf16-compiled")
+)
 REFERENCE = "diffusers"
 TITLES: dict[Work, str] = {
-    "image": "a guided image step", "text": "a guided text step", "caption": "a caption of 30 tokens", "autokl": "AutoKL",
+    "image": "a guided image step", "text": "a guided text step", "caption": "a caption of 30 "
+    "tokens", "autokl": "AutoKL",
 }  # fmt: skip
 TARGETS = (
     ("image loop of paper", "onnxruntime", 1.8),
@@ -40,7 +45,7 @@ TARGETS = (
     ("caption of paper", "onnxruntime", 6.0),
     ("whole decode: fast against the reference's paper", "onnxruntime", 8.0),
 )
-"""What is compared with diffusers in fp32 (its caption with the reference's way), and how many times faster it should be."""
+"""What is compared with diffusers in fp32 (a caption with the reference's way), and how often as fast it should be."""
 
 
 def peers_of(work: Work, wanted: Sequence[str]) -> list[str]:
@@ -64,7 +69,8 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
     diffusers has neither GPT-2 nor AutoKL of its own: it gets torch's, GPT-2 as the reference runs it.
     """
     counts = {
-        work: len(preset.table(schedule, flow).timesteps) for work, flow in (("image", "image"), ("text", "caption"))
+        work: len(preset.table(schedule, flow).timesteps)
+        for work, flow in (("image", "image"), ("text", "caption"))
     }
     parts: dict[str, float] = {}
     for work, name in (("image", "image loop"), ("text", "caption loop")):
@@ -88,9 +94,7 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
 
 def summarise(found: Mapping[str, Any], schedule: Schedule, presets: Mapping[str, Preset]) -> dict[str, Any]:
     """Loops of every peer in ``paper`` and ``fast``, and how many times faster than the reference they are."""
-    peers = dict.fromkeys(
-        name.split("/")[0] for work in found.values() for name in work.get("seconds", {})
-    )
+    peers = dict.fromkeys(name.split("/")[0] for work in found.values() for name in work.get("seconds", {}))
     times = {
         preset: {peer: loops(found, peer, presets[preset], schedule) for peer in peers}
         for preset in ("paper", "fast")
@@ -116,21 +120,29 @@ def page(results: Mapping[str, Any]) -> str:
     faster = summary["times_faster_than_diffusers_fp32"]
     sections = [
         f"# A decode by everybody: {results['size']}",
-        f"Written by `python -m unibrain_rt.benchmarks.{NAME}`; every round is in the JSON file of the same name. Random "
+        f"Written by `python -m unibrain_rt.benchmarks.{NAME}`; every round is in the JSON file of "
+        "the same name. Random "
         "weights in the published layout; each round runs every variant once, in an order that turns.",
         machine_line(results["machine"]),
     ]
     peers = list(summary["seconds"]["paper"])
     rows = [
-        [peer, *(_times(values.get(peer)) for values in faster.values())] for peer in peers if peer != REFERENCE
+        [peer, *(_times(values.get(peer)) for values in faster.values())]
+        for peer in peers
+        if peer != REFERENCE
     ]
-    sections += ["## Times faster than diffusers in fp32", table(["", *faster], rows), _targets(faster, found)]
+    sections += [
+        "## Times faster than diffusers in fp32",
+        table(["", *faster], rows),
+        _targets(faster, found),
+    ]
     for preset, times in summary["seconds"].items():
         parts = ("image loop", "caption loop", "caption", "picture", "decode")
         rows = [[peer, *(_seconds(times[peer].get(part)) for part in parts)] for peer in times]
         sections += [f"## Seconds, preset {preset}", table(["", *parts], rows)]
     sections.append(
-        "A caption is the loop and GPT-2's 30 tokens. diffusers has no GPT-2: its caption is with torch's as the reference "
+        "A caption is the loop and GPT-2's 30 tokens. diffusers has no GPT-2: its caption is with "
+        "torch's as the reference "
         "runs it, all tokens anew for each next one; torch's own keeps keys and values."
     )
     for work, measured in found.items():
@@ -176,11 +188,15 @@ def _seconds(value: float | None) -> str:
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="For checkpoint, bundle and parts.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="For checkpoint, bundle and parts."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
 @click.option("--size", type=click.Choice(["phantom", "published"]), default="phantom", show_default=True)
 @click.option("--only", "works", type=click.Choice(WORKS), multiple=True, default=WORKS, show_default=True)
-@click.option("--peers", default=",".join((*ENGINES, *TORCH)), show_default=True, help="The first stays loaded.")
+@click.option(
+    "--peers", default=",".join((*ENGINES, *TORCH)), show_default=True, help="The first stays loaded."
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="By default one a core.")
 def main(

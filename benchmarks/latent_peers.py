@@ -1,7 +1,8 @@
 """What turns latents into a caption and a picture, in the implementations that are measured side by side.
 
-A caption is `TOKENS` tokens, whichever they are: with random weights GPT-2 never ends a sentence. The reference computes
-all tokens anew for each next one (``recompute``); the engines and our torch module keep keys and values (``cached``).
+A caption is `TOKENS` tokens, whichever they are: with random weights GPT-2 never ends a sentence. The reference
+computes all tokens anew for each next one (``recompute``); the engines and our torch module keep keys and values
+(``cached``).
 """
 
 from __future__ import annotations
@@ -125,7 +126,10 @@ class TorchCaptionPeer(Peer):
     def _cached(self) -> list[int]:
         import torch
 
-        keys, values = torch.zeros(self._cache, dtype=self._dtype), torch.zeros(self._cache, dtype=self._dtype)
+        keys, values = (
+            torch.zeros(self._cache, dtype=self._dtype),
+            torch.zeros(self._cache, dtype=self._dtype),
+        )
         position, token = torch.ones(1, dtype=torch.int64), torch.full((1,), START)
         tokens = [START]
         for _ in range(self._count):

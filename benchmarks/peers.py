@@ -253,9 +253,9 @@ class DiffusersPeer(Peer):
         latent, self._shape = torch.from_numpy(inputs.latent), inputs.latent.shape
         self._latent = (latent if flow == "image" else latent[:, :, None, None]).to(dtype)
         contexts: tuple[Flow, ...] = ("text", "image")
-        self._contexts = torch.cat(
-            [torch.from_numpy(inputs.contexts[name]) for name in contexts], dim=1
-        ).to(dtype)
+        self._contexts = torch.cat([torch.from_numpy(inputs.contexts[name]) for name in contexts], dim=1).to(
+            dtype
+        )
         self._timestep, self._scale = torch.tensor(inputs.timestep), inputs.guidance_scale
 
     def step(self, variant: str) -> None:
@@ -277,7 +277,9 @@ def _variants(name: str, base: type[Peer]) -> dict[str, type[Peer]]:
     """A peer in torch: eager and compiled, in fp32 and in bf16."""
     found: dict[str, type[Peer]] = {}
     for suffix, settings in TORCH_SETTINGS.items():
-        found[name + suffix] = type(f"{base.__name__}{suffix}", (base,), {**settings, "__doc__": base.__doc__})
+        found[name + suffix] = type(
+            f"{base.__name__}{suffix}", (base,), {**settings, "__doc__": base.__doc__}
+        )
     return found
 
 
@@ -308,7 +310,9 @@ def step_weight_bytes(source: Source) -> int:
     wanted = (
         key
         for key in checkpoint.keys()  # noqa: SIM118 - a method of our own
-        if key.startswith(prefix) and not is_extra(key) and _used(key.removeprefix(prefix), cast(Flow, source.flow))
+        if key.startswith(prefix)
+        and not is_extra(key)
+        and _used(key.removeprefix(prefix), cast(Flow, source.flow))
     )
     return sum(4 * int(np.prod(checkpoint.shape(key))) for key in wanted)
 

@@ -74,7 +74,8 @@ class WorkerProcess:
         """The reply to what was sent last.
 
         Raises:
-            WorkerError: the worker failed or is gone. What went wrong in a way that users can cause keeps its exit code.
+            WorkerError: the worker failed or is gone. What went wrong in a way that users can cause keeps its exit
+            code.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -33,7 +33,9 @@ def run_trial(plan: Plan, bundle: Bundle, slowdown: float) -> dict[str, Any]:
     found = {
         build: [asdict(one) for one in compare(results["build"], results[build])] for build in BUILDS[1:]
     }
-    loads = [one["load_average"] for each in results.values() for case in each["cases"] for one in case["rounds"]]
+    loads = [
+        one["load_average"] for each in results.values() for case in each["cases"] for one in case["rounds"]
+    ]
     return {**found, "load_average": [min(loads), max(loads)]}
 
 
@@ -55,16 +57,25 @@ def page(results: dict[str, Any]) -> str:
         ]
         for number, one in enumerate(trials, start=1)
     ]
-    head = ["trial", "same build", "called slower", f"slowed by {results['slowdown']:.0%}", "called slower", "load"]
+    head = [
+        "trial",
+        "same build",
+        "called slower",
+        f"slowed by {results['slowdown']:.0%}",
+        "called slower",
+        "load",
+    ]
     note = "Ratios of a whole decode, with their 95 % intervals; in the next column the parts that were called slower."
     return (
         "\n\n".join(
             [
                 "# What a comparison of two results notices",
-                f"Written by `python -m unibrain_rt.benchmarks.{NAME}`. {results['settings']['runs']} decodes a result, "
+                f"Written by `python -m unibrain_rt.benchmarks.{NAME}`. {results['settings']['runs']} "
+                "decodes a result, "
                 f"{results['settings']['threads']} thread, threshold {THRESHOLD:.0%}.",
                 machine_line(results["machine"]),
-                f"A slowdown of {results['slowdown']:.0%} was caught **{caught} of {len(trials)}** times; the same build "
+                f"A slowdown of {results['slowdown']:.0%} was caught **{caught} of {len(trials)}** "
+                "times; the same build "
                 f"passed **{passed} of {len(trials)}** times.",
                 table(head, rows),
                 note,
@@ -83,7 +94,9 @@ def _cells(parts: list[dict[str, Any]]) -> list[str]:
 @click.command()
 @click.option("--bundle", type=click.Path(path_type=Path), help="[default: the shipped phantom]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Keeps every trial, to go on from there.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="Keeps every trial, to go on from there."
+)
 @click.option("--trials", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=40, show_default=True, help="Decodes of a result.")
 @click.option("--slowdown", type=click.FloatRange(0), default=0.2, show_default=True)

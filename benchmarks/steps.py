@@ -72,7 +72,8 @@ def measure_flow(
     threads: int | None = None,
     budget: int | None = None,
 ) -> dict[str, Any]:
-    """Measure a step of one flow, or another of `peers.WORKS`. A peer that cannot run here is left out, and why is told.
+    """Measure a step of one flow, or another of `peers.WORKS`. A peer that cannot run here is left out, and why is
+    told.
 
     Args:
         bundles: by peer, the bundle exported from ``checkpoint`` that an engine runs.

@@ -19,7 +19,8 @@ _COUNTS = 100_000
 
 
 class Calibration:
-    """Some 12 ms of what decodes consist of: matrix products in the cache, copies and sums beyond it, small passes, Python.
+    """Some 12 ms of what decodes consist of: matrix products in the cache, copies and sums beyond it, small passes,
+    Python.
 
     All of it runs on the calling thread: the matrices are below what numpy's BLAS would share out.
     """

@@ -31,7 +31,11 @@ KIND = "unibrain-rt bench"
 @click.option("--subject", help="Whose ridge heads.  [default: the bundle's default or only one]")
 @click.option("--scan", type=_path, help="File whose first scan is decoded.  [default: made-up betas]")
 @click.option(
-    "--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Scans decoded at the same time."
+    "--batch",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Scans decoded at the same time.",
 )
 @click.option(
     "--runs", type=click.IntRange(1), default=20, show_default=True, help="Decodes that count, of each."

@@ -43,21 +43,14 @@ class Comparison:
     verdict: Verdict
 
 
-def compare(
-    old: Mapping[str, Any], new: Mapping[str, Any], threshold: float = THRESHOLD
-) -> list[Comparison]:
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], threshold: float = THRESHOLD) -> list[Comparison]:
     """Every part of every case that both have.
 
     Raises:
         InputError: they are no results of ``bench``, or are of other bundles, machines or settings.
     """
     _check(old, new)
-    pairs = [
-        (one, other)
-        for one in old["cases"]
-        for other in new["cases"]
-        if label(one) == label(other)
-    ]
+    pairs = [(one, other) for one in old["cases"] for other in new["cases"] if label(one) == label(other)]
     if not pairs:
         raise InputError("the two results have no engine and preset in common")
     return [found for one, other in pairs for found in _cases(one, other, threshold)]

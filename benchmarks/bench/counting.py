@@ -3,9 +3,9 @@
 FLOPs are those of matrix products, convolutions and attention, two for each multiplication and its addition, as torch's
 own counter has them (``torch.utils.flop_counter``). Everything else is far below one part in a hundred of them.
 
-Bytes are those that have to move where nothing is kept from one run to the next: weights, once; and activations, as they
-go into matrix products, convolutions and attention and come out of them. What stands between those (norms, activation
-functions, additions) is counted as if it were fused into them.
+Bytes are those that have to move where nothing is kept from one run to the next: weights, once; and activations, as
+they go into matrix products, convolutions and attention and come out of them. What stands between those (norms,
+activation functions, additions) is counted as if it were fused into them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-
 
 from unibrain_rt.benchmarks.bench.shapes import Shapes
 from unibrain_rt.engines import EngineError

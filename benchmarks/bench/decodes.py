@@ -1,4 +1,4 @@
-"""Decodes timed stage by stage, as ``unibrain-rt decode`` makes them: from a file of scans to a picture and its record."""
+"""Decodes timed stage by stage, as ``unibrain-rt decode`` makes them: from a file of scans to picture and record."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ class TimedDecodes:
         begun = time.perf_counter()
         self.bundle = Bundle.open(setup.bundle)
         self.bundle.preset(setup.preset)
-        subject: Any = self.bundle.subject(setup.subject) if self.bundle.subjects else MadeUpSubject(self.bundle)
+        subject: Any = (
+            self.bundle.subject(setup.subject) if self.bundle.subjects else MadeUpSubject(self.bundle)
+        )
         opened = time.perf_counter()
         graphs = decode_graphs(self.bundle, [setup.preset])
         self.engine: Engine = create_engine(setup.engine, setup.threads, cache=setup.cache, graphs=graphs)
@@ -122,13 +124,14 @@ class TimedDecodes:
         ended, ended_cpu = self._clock.now(), time.process_time()
         runs = self._tap.take()
         ends = {"scan_read": (begun, read), "png": (decoded, ended)}
-        stages = {stage: result.timings_ms[key] for stage, key in _TIMINGS.items() if key in result.timings_ms}
+        stages = {
+            stage: result.timings_ms[key] for stage, key in _TIMINGS.items() if key in result.timings_ms
+        }
         stages |= {stage: late.milliseconds_since(early) for stage, (early, late) in ends.items()}
         return {
             "stages": {stage: stages[stage] for stage in STAGES if stage in stages},
             "end_to_end": ended.milliseconds_since(begun),
-            "undisturbed": _undisturbed(stages, runs, ends)
-            | {"end_to_end": ended.undisturbed_since(begun)},
+            "undisturbed": _undisturbed(stages, runs, ends) | {"end_to_end": ended.undisturbed_since(begun)},
             "cpu": (ended_cpu - begun_cpu) * 1000,
             "steps": self._steps(stages, runs, len(result.tokens) - 1),
             "host": {name: between(runs[graph]) for name, graph in LOOPS.items() if graph in runs},
@@ -156,7 +159,9 @@ class TimedDecodes:
     def runs_of(self, record: Mapping[str, Any]) -> dict[str, int]:
         """How often each stage's graph ran in a decode."""
         return {
-            stage: len(record["steps"].get(STEP_OF.get(stage, ""), [0])) for stage in GRAPHS if stage in record["stages"]
+            stage: len(record["steps"].get(STEP_OF.get(stage, ""), [0]))
+            for stage in GRAPHS
+            if stage in record["stages"]
         }
 
     def _steps(

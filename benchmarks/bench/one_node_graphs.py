@@ -19,7 +19,9 @@ _DTYPE = "float32"
 def write_graph(path: Path, operator: str, shape: Sequence[int]) -> GraphSpec:
     """Write a graph that gives ``y`` from ``a`` (and ``b``), all of ``shape`` in float32: MatMul of squares, or Neg."""
     names = _INPUTS[operator]
-    node = b"".join(_bytes(1, name.encode()) for name in names) + _bytes(2, b"y") + _bytes(4, operator.encode())
+    node = (
+        b"".join(_bytes(1, name.encode()) for name in names) + _bytes(2, b"y") + _bytes(4, operator.encode())
+    )
     graph = _bytes(1, node) + _bytes(2, path.stem.encode())
     graph += b"".join(_bytes(11, _value(name, shape)) for name in names) + _bytes(12, _value("y", shape))
     model = _integer(1, _IR_VERSION) + _bytes(7, graph) + _bytes(8, _bytes(1, b"") + _integer(2, _OPSET))

@@ -14,7 +14,10 @@ _TICKS = 6
 
 
 def stacked_bars(
-    bars: Mapping[str, Mapping[str, float]], title: str, unit: str = "ms", labels: Mapping[str, str] | None = None
+    bars: Mapping[str, Mapping[str, float]],
+    title: str,
+    unit: str = "ms",
+    labels: Mapping[str, str] | None = None,
 ) -> str:
     """A bar of parts for every name, all to one scale; parts are coloured in the order in which they first come."""
     names = labels or {}
@@ -68,12 +71,15 @@ def scatter(
             value = digit * 10.0**exponent
             if low <= log10(value) <= high:
                 x, _ = place(value, top)
-                body.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{height - 90}" stroke="#dddddd"/>')
+                body.append(
+                    f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{height - 90}" stroke="#dddddd"/>'
+                )
                 body.append(_text(x, height - 72, f"{value:g}", anchor="middle"))
     body.append(_text((_WIDTH + 50) / 2, height - 50, axes[0], anchor="middle"))
     middle = (height - 50) / 2
     body.append(
-        f'<text x="18" y="{middle}" {_FONT} text-anchor="middle" transform="rotate(-90 18 {middle})">{escape(axes[1])}</text>'
+        f'<text x="18" y="{middle}" {_FONT} text-anchor="middle" transform="rotate(-90 18 {middle})">'
+        f"{escape(axes[1])}</text>"
     )
     if line:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
@@ -82,11 +88,14 @@ def scatter(
         x, y = place(px, py)
         colour = COLOURS[group % len(COLOURS)]
         body.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" fill-opacity="0.75"><title>{escape(what)}</title></circle>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" fill-opacity="0.75">'
+            f"<title>{escape(what)}</title></circle>"
         )
     for name, point in (marked or {}).items():
         x, y = place(*point)
-        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="none" stroke="#000000" stroke-width="1.5"/>')
+        body.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="none" stroke="#000000" stroke-width="1.5"/>'
+        )
         body.append(_text(x + 11, y - 7, name, weight="bold"))
     body += _legend(list(groups), height - 32)
     return _document(body, height)
@@ -115,11 +124,10 @@ def _legend(names: Sequence[str], top: float) -> list[str]:
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" {_FONT} text-anchor="{anchor}" font-weight="{weight}">{escape(text)}</text>'
-    )
+    return f'<text x="{x:.1f}" y="{y:.1f}" {_FONT} text-anchor="{anchor}" font-weight="{weight}">{escape(text)}</text>'
 
 
 def _document(body: Sequence[str], height: float) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" width="{_WIDTH}" height="{height:.0f}">'
+    size = f'viewBox="0 0 {_WIDTH} {height:.0f}" width="{_WIDTH}" height="{height:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     return "\n".join([head, '<rect width="100%" height="100%" fill="#ffffff"/>', *body, "</svg>"]) + "\n"

@@ -1,13 +1,14 @@
 """What a decode would take on devices that were not at hand, at their makers' figures: projections, not measurements.
 
-Each stage's limit (`roofline`) at a device's peak rates in fp16, which no program reaches: a good one comes within two to
-four times of it, and small steps stay further away, because a device of many cores waits for their launches.
+Each stage's limit (`roofline`) at a device's peak rates in fp16, which no program reaches: a good one comes within
+two to four times of it, and small steps stay further away, because a device of many cores waits for their launches.
 
 Peaks are dense fp16 products on tensor cores, summed in fp32:
 
-- Orin: 2048 FLOP a clock and SM (Jetson AGX Orin Series Technical Brief v1.2: 170 sparse INT8 TOPS of 16 SMs at 1.3 GHz, so
-  85 dense, and half of them in fp16), with SMs and clocks of the modules' data sheets, in the highest power mode: Nano 8GB
-  8 SMs at 1.02 GHz, NX 16GB 8 at 1.173 GHz (both JetPack 6.2's), AGX 64GB 16 at 1.3 GHz. Memory 102, 102 and 205 GB/s.
+- Orin: 2048 FLOP a clock and SM (Jetson AGX Orin Series Technical Brief v1.2: 170 sparse INT8 TOPS of 16 SMs at 1.3
+  GHz, so 85 dense, and half of them in fp16), with SMs and clocks of the modules' data sheets, in the highest power
+  mode: Nano 8GB 8 SMs at 1.02 GHz, NX 16GB 8 at 1.173 GHz (both JetPack 6.2's), AGX 64GB 16 at 1.3 GHz. Memory 102,
+  102 and 205 GB/s.
 - Thor (T5000): 2,070 sparse FP4 TFLOPS and 273 GB/s (Jetson Thor data sheet); dense fp16 is an eighth of it.
 - RTX 4090: 165.2 TFLOPS, 1,008 GB/s (Ada architecture whitepaper, appendix A).
 - H200: 989 TFLOPS without sparsity, 4.8 TB/s (H200 data sheet, SXM).
@@ -52,8 +53,8 @@ DEVICES = (
 def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[str, Any]]:
     """For each of `DEVICES`: the limit of a decode in milliseconds, and the memory that an fp16 bundle needs.
 
-    Memory is that of weights and buffers, and of ridge heads where the device shares the host's; what an engine computes
-    with comes on top. ``fits`` leaves a fifth of the device for that and for the system.
+    Memory is that of weights and buffers, and of ridge heads where the device shares the host's; what an engine
+    computes with comes on top. ``fits`` leaves a fifth of the device for that and for the system.
     """
     memory = decode_memory(bundle, decode_graphs(bundle, [preset]))
     stored = 4 if bundle.precision == "fp32" else HALF_BYTES

@@ -96,7 +96,14 @@ def _stages(case: Mapping[str, Any]) -> Table:
             step = case["steps"][STEP_OF[stage]]
             each = [ms(limit["limit_ms"] / limit["runs"])] if limit else [_NONE]
             rows.append(
-                [NAMES[STEP_OF[stage]], *(ms(step[name]) for name in ("p50", "p90", "p99")), _NONE, *each, _NONE, _NONE]
+                [
+                    NAMES[STEP_OF[stage]],
+                    *(ms(step[name]) for name in ("p50", "p90", "p99")),
+                    _NONE,
+                    *each,
+                    _NONE,
+                    _NONE,
+                ]
             )
     whole, limit = case["end_to_end"], limits.get("all")
     rows.append(
@@ -146,10 +153,13 @@ def _overview(cases: Sequence[Mapping[str, Any]]) -> Table:
 
 def _startup(one: Mapping[str, Any]) -> Table:
     cold = one["cold_ms"]
-    rows = [[part, ms(value), f"{value / sum(one['parts_ms'].values()):.0%}"] for part, value in one["parts_ms"].items()]
+    rows = [
+        [part, ms(value), f"{value / sum(one['parts_ms'].values()):.0%}"]
+        for part, value in one["parts_ms"].items()
+    ]
     note = (
-        f"Whole process, warm: p50 {ms(one['warm_ms']['p50'])}, p90 {ms(one['warm_ms']['p90'])} of {one['warm_ms']['n']}"
-        + (f"; cold: p50 {ms(cold['p50'])} of {cold['n']}." if cold else ".")
+        f"Whole process, warm: p50 {ms(one['warm_ms']['p50'])}, p90 {ms(one['warm_ms']['p90'])} of "
+        f"{one['warm_ms']['n']}" + (f"; cold: p50 {ms(cold['p50'])} of {cold['n']}." if cold else ".")
     )
     title = f"Start-up of unibrain-rt decode, {one['engine']}, {one['preset']}"
     return Table(title, ("part", "p50", "share"), rows, note)
@@ -159,7 +169,10 @@ def _projections(found: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [
             one["device"],
-            *(ms(one["stages_ms"].get(stage, 0.0)) for stage in ("image_loop", "autokl", "caption_loop", "gpt2")),
+            *(
+                ms(one["stages_ms"].get(stage, 0.0))
+                for stage in ("image_loop", "autokl", "caption_loop", "gpt2")
+            ),
             ms(one["limit_ms"]),
             size_text(one["memory_bytes"]),
             size_text(one["low_memory_bytes"]),
@@ -168,15 +181,29 @@ def _projections(found: Sequence[Mapping[str, Any]]) -> Table:
         for one in found
     ]
     note = (
-        f"Projections, not measurements: what preset {found[0]['preset']} takes at least at each device's published fp16 "
-        "peaks (sources: benchmarks/bench/projections.py). Memory: weights, buffers and, where it is shared, ridge heads."
+        f"Projections, not measurements: what preset {found[0]['preset']} takes at least at each "
+        "device's published fp16 "
+        "peaks (sources: benchmarks/bench/projections.py). Memory: weights, buffers and, where it is "
+        "shared, ridge heads."
     )
-    head = ("device", "image loop", "AutoKL", "caption loop", "GPT-2", "at least", "memory", "low memory", "fits")
+    head = (
+        "device",
+        "image loop",
+        "AutoKL",
+        "caption loop",
+        "GPT-2",
+        "at least",
+        "memory",
+        "low memory",
+        "fits",
+    )
     return Table("Projections in fp16", head, rows, note)
 
 
 def _loads(cases: Sequence[Mapping[str, Any]]) -> str:
-    found = [one["load_average"] for case in cases for one in case["rounds"] if one["load_average"] is not None]
+    found = [
+        one["load_average"] for case in cases for one in case["rounds"] if one["load_average"] is not None
+    ]
     return f"{min(found):.1f} to {max(found):.1f}" if found else "unknown"
 
 

@@ -1,8 +1,8 @@
 """How long each stage takes at least on this device, and the share of that limit that it reaches.
 
 The roofline of Williams et al. 2009 (doi 10.1145/1498765.1498785): a graph's run takes no less than its FLOPs at the
-device's best rate of matrix products, nor than its bytes at the best rate of copies; the longer of the two is the limit.
-A model that stays in the caches from one run to the next can be faster than the second: the phantom's do.
+device's best rate of matrix products, nor than its bytes at the best rate of copies; the longer of the two is the
+limit. A model that stays in the caches from one run to the next can be faster than the second: the phantom's do.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def stage_works(bundle: Bundle, preset: str, runs: Mapping[str, int], subject: s
     if size is not None:
         # Every number of the heads is used once, in a product and an addition. They are stored in half mostly.
         numbers = size.size_bytes // _HALF_BYTES
-        found.append(StageWork(RIDGE, TENSOR_FILE, 1, Work(2 * numbers, numbers, 0, size.size_bytes, _HALF_BYTES)))
+        found.append(
+            StageWork(RIDGE, TENSOR_FILE, 1, Work(2 * numbers, numbers, 0, size.size_bytes, _HALF_BYTES))
+        )
     free = {graph.name: size for graph, size in decode_graphs(bundle, [preset])}
     for stage, graph in {**GRAPHS, ONCE: "unet_time"}.items():
         if stage in runs or stage == ONCE:

@@ -20,10 +20,46 @@ Shape = tuple[int, ...]
 Values = NDArray[Any]
 _MOST_VALUES = 4096
 _SAME = frozenset(
-    "Cast CastLike Identity Sigmoid Erf Tanh Sqrt Exp Neg Cos Sin Softmax LayerNormalization InstanceNormalization "
-    "Clip Relu Reciprocal Abs Not Trilu".split()
+    [
+        "Cast",
+        "CastLike",
+        "Identity",
+        "Sigmoid",
+        "Erf",
+        "Tanh",
+        "Sqrt",
+        "Exp",
+        "Neg",
+        "Cos",
+        "Sin",
+        "Softmax",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "Clip",
+        "Relu",
+        "Reciprocal",
+        "Abs",
+        "Not",
+        "Trilu",
+    ]
 )
-_BROADCAST = frozenset("Add Sub Mul Div Pow Where Equal Greater Less And Or GreaterOrEqual LessOrEqual".split())
+_BROADCAST = frozenset(
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Where",
+        "Equal",
+        "Greater",
+        "Less",
+        "And",
+        "Or",
+        "GreaterOrEqual",
+        "LessOrEqual",
+    ]
+)
 _ARITHMETIC: Mapping[str, Callable[[Values, Values], Values]] = {
     "Add": np.add,
     "Sub": np.subtract,
@@ -175,7 +211,9 @@ class Shapes:
             axes = self.values[node.inputs[1]].ravel().tolist()
         gone = {axis % len(given) for axis in (axes if isinstance(axes, (tuple, list)) else [axes])}
         kept = _integer(node.attributes, "keepdims", 1)
-        return tuple(1 if axis in gone else size for axis, size in enumerate(given) if kept or axis not in gone)
+        return tuple(
+            1 if axis in gone else size for axis, size in enumerate(given) if kept or axis not in gone
+        )
 
 
 def _integer(attributes: Mapping[str, Any], name: str, default: int) -> int:
@@ -196,6 +234,8 @@ def _windows(sizes: Shape, kernel: Shape, attributes: Mapping[str, Any]) -> Shap
     dilations = attributes.get("dilations") or (1,) * rank
     pads = attributes.get("pads") or (0,) * 2 * rank
     return tuple(
-        (sizes[axis] + pads[axis] + pads[axis + rank] - dilations[axis] * (kernel[axis] - 1) - 1) // strides[axis] + 1
+        (sizes[axis] + pads[axis] + pads[axis + rank] - dilations[axis] * (kernel[axis] - 1) - 1)
+        // strides[axis]
+        + 1
         for axis in range(rank)
     )

@@ -29,8 +29,8 @@ def measure_startup(
 ) -> dict[str, Any]:  # fmt: skip
     """Milliseconds of the whole process, warm (everything was read before) and cold, and of its `PARTS` when warm.
 
-    Cold: the kernel is told to drop what it keeps of the files that a decode reads: the bundle's, the plans', Python's and
-    the libraries'. Pages that other processes use stay, those of this one among them.
+    Cold: the kernel is told to drop what it keeps of the files that a decode reads: the bundle's, the plans',
+    Python's and the libraries'. Pages that other processes use stay, those of this one among them.
 
     Raises:
         WorkerError: the command fails; with its exit code.

@@ -55,7 +55,9 @@ def main() -> None:
         main(words)
     ended = time.perf_counter()
     _spent.update(interpreter=_BEGUN - float(started), imports=imported - _BEGUN)
-    _spent["other"] = ended - imported - sum(_spent[part] for part in _spent if part not in ("interpreter", "imports"))
+    _spent["other"] = (
+        ended - imported - sum(_spent[part] for part in _spent if part not in ("interpreter", "imports"))
+    )
     Path(out).write_text(json.dumps({"seconds": _spent, "files": _files(), "ended": time.perf_counter()}))
 
 

@@ -17,8 +17,8 @@ pytest.importorskip("diffusers")
 from unibrain_rt.benchmarks import steps  # noqa: E402
 from unibrain_rt.benchmarks.inputs import FLOWS, step_inputs  # noqa: E402
 from unibrain_rt.benchmarks.peers import PEERS, Peer, Source, step_weight_bytes  # noqa: E402
-from unibrain_rt.benchmarks.steps import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
 from unibrain_rt.benchmarks.processes import WorkerError, serve  # noqa: E402
+from unibrain_rt.benchmarks.steps import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
 from unibrain_rt.benchmarks.workers import PeerAnswers, Pool, Worker  # noqa: E402
 from unibrain_rt.samplers import COLUMNS  # noqa: E402
 

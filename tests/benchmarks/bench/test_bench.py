@@ -101,7 +101,9 @@ def test_the_page_and_the_picture(measured: tuple[dict[str, Any], Path, str]) ->
     assert len(bars) == 2 * len(STAGES)
 
 
-def scaled(results: dict[str, Any], factor: float, noise: float = 0.0, part: str | None = None) -> dict[str, Any]:
+def scaled(
+    results: dict[str, Any], factor: float, noise: float = 0.0, part: str | None = None
+) -> dict[str, Any]:
     """Results as they would be of a build that takes ``factor`` as long, in ``part`` or in all."""
     rng = np.random.default_rng(int(1000 * factor))
     made = copy.deepcopy(results)
@@ -213,7 +215,16 @@ def test_nothing_is_written_into_the_bundle(tiny_template: Path) -> None:
 
 
 def test_a_bundle_without_subjects_and_scans_at_a_time(tiny_template: Path, tmp_path: Path) -> None:
-    done = bench(str(tiny_template), "--preset", "realtime", "--runs", "2", "--batch", "2", f"--json={tmp_path / 'r.json'}")
+    done = bench(
+        str(tiny_template),
+        "--preset",
+        "realtime",
+        "--runs",
+        "2",
+        "--batch",
+        "2",
+        f"--json={tmp_path / 'r.json'}",
+    )
     assert done.exit_code == 0, done.output
     (case,) = json.loads((tmp_path / "r.json").read_text("utf-8"))["cases"]
     assert case["scans_per_second"] > 0

@@ -14,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 
 from hand_graphs import F, save  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
 from unibrain_rt.benchmarks.bench.counting import count_work, external_spans, joined  # noqa: E402
 from unibrain_rt.bundle import Bundle  # noqa: E402
 from unibrain_rt.engines import EngineError  # noqa: E402
@@ -33,6 +34,7 @@ def phantom() -> Bundle:
 def torch_graphs(bundle: Bundle) -> dict[str, Any]:
     """By graph, the torch module and example inputs that it was exported from, with random weights."""
     import torch
+
     from unibrain_rt.export import graphs
     from unibrain_rt.export.models.autokl import build_autokl
     from unibrain_rt.export.models.clip import build_clip_image, build_clip_text
