@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from unibrain_rt.benchmarks import machine
-from unibrain_rt.benchmarks.latent_peers import LATENT_PEERS
-from unibrain_rt.benchmarks.peers import PEERS, WORKS, Work
+from unibrain_rt.benchmarks.peer import WORKS, Work
+from unibrain_rt.benchmarks.peers import LATENT_PEERS, PEERS
 from unibrain_rt.benchmarks.published import Published
 from unibrain_rt.benchmarks.steps import measure_flow
 from unibrain_rt.benchmarks.tables import machine_line, table
@@ -69,12 +69,13 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
     diffusers has neither GPT-2 nor AutoKL of its own: it gets torch's, GPT-2 as the reference runs it.
     """
     counts = {
-        work: len(preset.table(schedule, flow).timesteps)
-        for work, flow in (("image", "image"), ("text", "caption"))
+        "image": len(preset.table(schedule, "image").timesteps),
+        "text": len(preset.table(schedule, "caption").timesteps),
     }
     parts: dict[str, float] = {}
-    for work, name in (("image", "image loop"), ("text", "caption loop")):
-        each = seconds(found, work, peer)  # type: ignore[arg-type]
+    works: tuple[tuple[Work, str], ...] = (("image", "image loop"), ("text", "caption loop"))
+    for work, name in works:
+        each = seconds(found, work, peer)
         if "partitioned" in each:
             once = max(0.0, each.get("whole", each["partitioned"]) - each["partitioned"])
             parts[name] = counts[work] * each["partitioned"] + once

@@ -7,14 +7,12 @@ computes all tokens anew for each next one (``recompute``); the engines and our 
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar
 
 import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float
-from unibrain_rt.benchmarks.peers import PEERS, TORCH_SETTINGS, Peer, Work, opened, take
-from unibrain_rt.engines.openvino import PRECISION_VARIABLE
+from unibrain_rt.benchmarks.peer import EnginePeer, Peer, opened, take
 from unibrain_rt.samplers import seeded_noise
 
 TOKENS = 30
@@ -23,22 +21,14 @@ START = 1
 _CAPTION_STREAM, _PICTURE_STREAM = 20, 21
 
 
-class EngineLatentPeer(Peer):
+class EngineLatentPeer(EnginePeer):
     """A bundle's graph in an engine, driven as the decoder drives it."""
 
-    engine: ClassVar[str] = "onnxruntime"
-    openvino_precision: ClassVar[str | None] = None
     graph: ClassVar[str]
 
     def load(self) -> None:
-        from unibrain_rt.bundle import Bundle
-        from unibrain_rt.engines import create_engine
-
-        assert self.source.bundle is not None
-        if self.openvino_precision is not None:
-            os.environ[PRECISION_VARIABLE] = self.openvino_precision
-        bundle = Bundle.open(self.source.bundle, verify=False)
-        self._session = create_engine(self.engine, self.source.threads).open(bundle.graph(self.graph))
+        bundle, engine = self.open_bundle()
+        self._session = engine.open(bundle.graph(self.graph))
 
 
 class EngineCaptionPeer(EngineLatentPeer):
@@ -167,41 +157,3 @@ class TorchPicturePeer(Peer):
 
     def output(self) -> Float:
         return np.asarray(self._image.float().numpy())
-
-
-_ENGINES: dict[str, dict[str, Any]] = {
-    "onnxruntime": {},
-    "openvino": {"engine": "openvino"},
-    "openvino-fp32": {"engine": "openvino", "openvino_precision": "fp32"},
-    "openvino-bf16": {"engine": "openvino", "openvino_precision": "bf16"},
-}
-
-
-def _family(engine: type[Peer], torch: type[Peer]) -> dict[str, type[Peer]]:
-    """The engines', and torch's in every setting."""
-    settings = {name: (engine, each) for name, each in _ENGINES.items()}
-    settings |= {f"torch{suffix}": (torch, each) for suffix, each in TORCH_SETTINGS.items()}
-    return {name: type(name, (base,), dict(each)) for name, (base, each) in settings.items()}
-
-
-LATENT_PEERS: dict[Work, dict[str, type[Peer]]] = {
-    "caption": _family(EngineCaptionPeer, TorchCaptionPeer),
-    "autokl": _family(EnginePicturePeer, TorchPicturePeer),
-}
-
-
-def peer_class(name: str, work: Work) -> type[Peer]:
-    """The peer of that name for a kind of work."""
-    return LATENT_PEERS.get(work, PEERS)[name]
-
-
-def work_bytes(source: Any) -> int:
-    """Bytes, in fp32, of all weights that one work reads."""
-    from unibrain_rt.benchmarks.peers import step_weight_bytes
-
-    prefixes = {"caption": "vae.text.decoder.", "autokl": "vae.image."}
-    if source.flow not in prefixes:
-        return step_weight_bytes(source)
-    checkpoint = opened(source)
-    keys = [key for key in checkpoint.keys() if key.startswith(prefixes[source.flow])]  # noqa: SIM118
-    return sum(4 * int(np.prod(checkpoint.shape(key))) for key in keys)

@@ -21,8 +21,8 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import FLOWS, Float, Flow, step_inputs
-from unibrain_rt.benchmarks.latent_peers import peer_class
-from unibrain_rt.benchmarks.peers import PEERS, Source, Work
+from unibrain_rt.benchmarks.peer import Source, Work
+from unibrain_rt.benchmarks.peers import PEERS, peer_class
 from unibrain_rt.benchmarks.processes import WorkerError
 from unibrain_rt.benchmarks.workers import Pool, Worker
 from unibrain_rt.engines.host import usable_cores
@@ -72,7 +72,7 @@ def measure_flow(
     threads: int | None = None,
     budget: int | None = None,
 ) -> dict[str, Any]:
-    """Measure a step of one flow, or another of `peers.WORKS`. A peer that cannot run here is left out, and why is
+    """Measure a step of one flow, or another of `peer.WORKS`. A peer that cannot run here is left out, and why is
     told.
 
     Args:

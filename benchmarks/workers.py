@@ -14,9 +14,9 @@ import numpy as np
 
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.inputs import Float
-from unibrain_rt.benchmarks.latent_peers import peer_class, work_bytes
 from unibrain_rt.benchmarks.memory import Memory, memory_of
-from unibrain_rt.benchmarks.peers import Peer, Source
+from unibrain_rt.benchmarks.peer import Peer, Source
+from unibrain_rt.benchmarks.peers import peer_class, work_bytes
 from unibrain_rt.benchmarks.processes import WorkerProcess
 
 _PATHS = ("checkpoint", "config", "bundle")

@@ -48,7 +48,8 @@ def _best(engine: Engine, folder: Path, operator: str, shape: tuple[int, ...], s
     values = np.random.default_rng(0).random(shape, np.float32)
     for spec in graph.inputs:
         session.write(spec.name, values)
-    program, spent = engine.program([Call(session)]), []
+    program = engine.program([Call(session)])
+    spent: list[float] = []
     ends = time.perf_counter() + seconds
     while len(spent) <= _LEAST_REPEATS or time.perf_counter() < ends:
         program.start()

@@ -107,14 +107,14 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** floor(log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = -(-low // step)
-    found = []
+    found: list[float] = []
     while (first + len(found)) * step <= high:
         found.append(round((first + len(found)) * step, 12))
     return found
 
 
 def _legend(names: Sequence[str], top: float) -> list[str]:
-    found = []
+    found: list[str] = []
     for number, name in enumerate(names):
         x, y = 60 + 200 * (number % 4), top + 22 * (number // 4)
         colour = COLOURS[number % len(COLOURS)]

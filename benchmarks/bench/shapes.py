@@ -116,7 +116,8 @@ class Shapes:
             return np.array(found) if isinstance(found, (int, float, tuple)) else None
         if kind == "Shape":
             shape = self.shapes[node.inputs[0]]
-            return np.array(shape[_integer(attributes, "start", 0) : attributes.get("end", len(shape))])  # type: ignore[misc]
+            end = _integer(attributes, "end", len(shape))
+            return np.array(list(shape[_integer(attributes, "start", 0) : end]))
         if not node.inputs or any(name not in self.values for name in node.inputs if name):
             return None
         given = [self.values[name] for name in node.inputs if name]

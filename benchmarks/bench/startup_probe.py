@@ -47,10 +47,14 @@ def main() -> None:
 
     opened = _timed("bundle", bundle.Bundle.open.__func__)  # type: ignore[attr-defined]
     setattr(bundle.Bundle, "open", classmethod(opened))  # noqa: B010 - methods are not for assigning
-    setattr(decoder, "create_engine", _timed("engine", decoder.create_engine))  # noqa: B010
-    for part, method in (("graphs", "__init__"), ("decode", "decode")):
-        setattr(decoder.Decoder, method, _timed(part, getattr(decoder.Decoder, method)))
-    setattr(decode, "write_pair", _timed("write", decode.write_pair))  # noqa: B010
+    parts: list[tuple[str, Any, str]] = [
+        ("engine", decoder, "create_engine"),
+        ("graphs", decoder.Decoder, "__init__"),
+        ("decode", decoder.Decoder, "decode"),
+        ("write", decode, "write_pair"),
+    ]
+    for part, owner, name in parts:
+        setattr(owner, name, _timed(part, getattr(owner, name)))
     with suppress(SystemExit):
         main(words)
     ended = time.perf_counter()

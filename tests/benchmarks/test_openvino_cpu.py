@@ -11,7 +11,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from unibrain_rt.benchmarks import openvino_cpu
-from unibrain_rt.benchmarks.peers import PEERS, Source
+from unibrain_rt.benchmarks.peer import Source
+from unibrain_rt.benchmarks.peers import PEERS
 from unibrain_rt.benchmarks.steps import relative_errors
 
 

@@ -16,7 +16,8 @@ pytest.importorskip("diffusers")
 
 from unibrain_rt.benchmarks import steps  # noqa: E402
 from unibrain_rt.benchmarks.inputs import FLOWS, step_inputs  # noqa: E402
-from unibrain_rt.benchmarks.peers import PEERS, Peer, Source, step_weight_bytes  # noqa: E402
+from unibrain_rt.benchmarks.peer import Peer, Source  # noqa: E402
+from unibrain_rt.benchmarks.peers import PEERS, work_bytes  # noqa: E402
 from unibrain_rt.benchmarks.processes import WorkerError, serve  # noqa: E402
 from unibrain_rt.benchmarks.steps import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
 from unibrain_rt.benchmarks.workers import PeerAnswers, Pool, Worker  # noqa: E402
@@ -83,7 +84,7 @@ def test_a_step_follows_the_sampler(tiny_checkpoint, tiny_architecture):
 
 
 def test_diffusers_holds_what_a_step_reads(tiny_checkpoint):
-    sizes = {flow: step_weight_bytes(Source(flow, 1, tiny_checkpoint)) for flow in FLOWS}
+    sizes = {flow: work_bytes(Source(flow, 1, tiny_checkpoint)) for flow in FLOWS}
     peer = PEERS["diffusers"](Source("text", 1, tiny_checkpoint))
     peer.load()
     loaded = sum(4 * parameter.numel() for parameter in peer._unet.parameters())
