@@ -43,5 +43,14 @@ class ThreadClock:
         return self._file is not None
 
     def now(self) -> Moment:
-        waited = 0 if self._file is None else int(os.pread(self._file, 200, 0).split()[1])
-        return Moment(time.perf_counter_ns(), waited)
+        waited = self._waited()
+        while True:
+            wall = time.perf_counter_ns()
+            # Between the two readings the thread may lose its core: then they do not belong together.
+            again = self._waited()
+            if again == waited:
+                return Moment(wall, waited)
+            waited = again
+
+    def _waited(self) -> int:
+        return 0 if self._file is None else int(os.pread(self._file, 200, 0).split()[1])

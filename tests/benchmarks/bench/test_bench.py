@@ -230,3 +230,38 @@ def test_a_bundle_without_subjects_and_scans_at_a_time(tiny_template: Path, tmp_
     assert case["scans_per_second"] > 0
     # Two decodes in each of two processes.
     assert sum(len(one["records"]) for one in case["rounds"]) == 4
+
+
+WITHOUT = "import sys; sys.modules.update(dict.fromkeys({libraries!r})); from unibrain_rt.cli import main; main({words!r})"
+NOT_LEAN = (
+    "torch",
+    "onnx",
+    "diffusers",
+    "transformers",
+    "scipy",
+    "matplotlib",
+    "PIL",
+    "skimage",
+    "safetensors",
+)
+
+
+def test_a_lean_install_measures_and_compares(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [
+        "bench",
+        "--engine",
+        "onnxruntime",
+        "--preset",
+        "realtime",
+        "--runs",
+        "1",
+        "--no-startup",
+        "--out",
+        str(out),
+    ]
+    for each in (words, ["bench", "--compare", str(out / "bench.json"), str(out / "bench.json")]):
+        code = WITHOUT.format(libraries=NOT_LEAN, words=each)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert "end to end" in done.stdout

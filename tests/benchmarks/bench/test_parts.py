@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -27,9 +28,8 @@ def test_ticks_are_round_and_within() -> None:
 
 def test_bars_are_as_long_as_what_they_show() -> None:
     drawn = stacked_bars({"one <": {"a": 30.0, "b": 10.0}}, "A & B")
-    widths = [
-        float(part.split('"')[0]) for part in drawn.split(' width="')[2:] if "fill" in part.split("\n")[0]
-    ]
+    bars = [each for each in ElementTree.fromstring(drawn).iter() if each.tag.endswith("rect") and len(each)]
+    widths = [float(bar.attrib["width"]) for bar in bars]
     assert widths[0] == pytest.approx(3 * widths[1], rel=1e-2)
     assert "one &lt;" in drawn
     assert "A &amp; B" in drawn
