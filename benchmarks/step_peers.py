@@ -133,7 +133,7 @@ class TorchPeer(Peer):
         keys_values = [
             tensor
             for name, context in self._contexts.items()
-            for pair in self._unet.context_keys_values(cast(Flow, name), context)
+            for pair in self._unet.context_keys_values(name, context)
             for tensor in pair
         ]
         return self._unet.time_modulation(cast(Flow, self.source.flow), self._timesteps), keys_values

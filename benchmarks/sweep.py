@@ -143,6 +143,7 @@ def run(work: Path, engine: str, scans: int, most: int | None, minutes: float | 
     chosen = choose(records)
     return {
         "machine": machine.collect(),
+        "fingerprint": Bundle.open().fingerprint(),
         "engine": engine,
         "scans": scans,
         "cells": records,
@@ -239,7 +240,11 @@ def picture(results: Mapping[str, Any]) -> str:
     marked[PAPER] = place(Cell(PRESETS[PAPER]).name)
     axes = ("milliseconds of a decode, one thread", "quality, paper = 1")
     title = f"Sampler settings on the phantom, {results['scans']} scans"
-    return scatter(points, title, axes, samplers, [place(name) for name in results["frontier"]], marked)
+    line, found = [place(name) for name in results["frontier"]], results["machine"]
+    footer = [
+        f"{found['cpu']}, {found['cores']} cores; {results['engine']}; the phantom {results['fingerprint']}"
+    ]
+    return scatter(points, title, axes, samplers, line, marked, footer)
 
 
 def _row(one: Mapping[str, Any]) -> list[str]:

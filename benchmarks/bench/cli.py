@@ -13,7 +13,7 @@ import click
 
 from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
-from unibrain_rt.cli.options import cache_option, threads_option
+from unibrain_rt.cli.options import cache_option, low_memory_option, threads_option
 
 _path = click.Path(path_type=Path)
 NAME = "bench"
@@ -42,6 +42,7 @@ KIND = "unibrain-rt bench"
 )
 @threads_option
 @cache_option
+@low_memory_option
 @click.option("--startup/--no-startup", default=True, help="Measure the command line's start-up, too.")
 @click.option("--out", type=_path, help=f"Folder for {NAME}.json, {NAME}.md and {NAME}.svg.")
 @click.option(
@@ -65,6 +66,7 @@ def command(
     runs: int,
     threads: int | None,
     cache: Path | None,
+    low_memory: bool,
     startup: bool,
     out: Path | None,
     compare: tuple[Path, Path] | None,
@@ -96,7 +98,7 @@ def command(
     report = JsonReport(json_file, bundle=opened.folder, inputs=(*([scan] if scan else []), *outputs))
     plan = Plan(
         opened.folder, tuple(dict.fromkeys(engines)), tuple(dict.fromkeys(presets)), subject, scan, threads, cache,
-        batch, runs,
+        batch, runs, low_memory,
     )  # fmt: skip
     try:
         started = _startup(plan, opened) if startup else []
@@ -205,7 +207,7 @@ def _check_out(out: Path | None, bundle: Path) -> None:
 
 def _write(out: Path, results: dict[str, Any]) -> None:
     from unibrain_rt.benchmarks.bench.plot import stacked_bars
-    from unibrain_rt.benchmarks.bench.report import NAMES, label, page
+    from unibrain_rt.benchmarks.bench.report import NAMES, footer, label, page
     from unibrain_rt.outputs import write_texts
 
     bars = {
@@ -217,7 +219,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
         {
             out / f"{NAME}.json": json.dumps(results, indent=1) + "\n",
             out / f"{NAME}.md": page(results, f"{NAME}.svg"),
-            out / f"{NAME}.svg": stacked_bars(bars, title, labels=NAMES),
+            out / f"{NAME}.svg": stacked_bars(bars, title, labels=NAMES, footer=footer(results)),
         }
     )
 

@@ -19,6 +19,7 @@ from unibrain_rt.benchmarks.made_up_subject import MadeUpSubject
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.engines import Engine, create_engine
+from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import InputError
 from unibrain_rt.outputs import plan_outputs, write_pair
 from unibrain_rt.samplers import seeded_noise
@@ -56,6 +57,7 @@ _SCAN = "scan"
 class Setup:
     """What decodes run on. ``scan`` is a file of scans; without one, made-up betas are decoded.
 
+    ``low_memory`` loads a graph when its stage begins and lets it go after it: a stage's first run holds the loading.
     ``slowdown`` makes every run of a graph longer by that share, to test what notices it.
     """
 
@@ -66,6 +68,7 @@ class Setup:
     scan: Path | None = None
     threads: int | None = None
     cache: Path | None = None
+    low_memory: bool = False
     slowdown: float = 0.0
 
 
@@ -87,6 +90,9 @@ class TimedDecodes:
         opened = time.perf_counter()
         graphs = decode_graphs(self.bundle, [setup.preset])
         self.engine: Engine = create_engine(setup.engine, setup.threads, cache=setup.cache, graphs=graphs)
+        if setup.low_memory:
+            passed_over, self.engine = self.engine.passed_over, OnDemandEngine(self.engine)
+            self.engine.passed_over = passed_over
         made = time.perf_counter()
         self._tap = Tap(self.engine, self._clock, setup.slowdown)
         self.decoder = Decoder(self.bundle, subject, self.engine, setup.preset, CaptionOptions())

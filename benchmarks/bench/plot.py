@@ -18,6 +18,7 @@ def stacked_bars(
     title: str,
     unit: str = "ms",
     labels: Mapping[str, str] | None = None,
+    footer: Sequence[str] = (),
 ) -> str:
     """A bar of parts for every name, all to one scale; parts are coloured in the order in which they first come."""
     names = labels or {}
@@ -43,12 +44,14 @@ def stacked_bars(
             x += width
         body.append(_text(x + 6, y + _BAR * 0.68, f"{sum(bar.values()):,.3g} {unit}"))
     body += _legend([names.get(part, part) for part in parts], bottom + 40)
-    return _document(body, bottom + 40 + 22 * (-(-len(parts) // 4)) + 8)
+    end = bottom + 40 + 22 * (-(-len(parts) // 4)) + 8
+    return _document(body, end, footer)
 
 
 def scatter(
     points: Sequence[tuple[float, float, str, int]], title: str, axes: tuple[str, str], groups: Sequence[str],
     line: Sequence[tuple[float, float]] = (), marked: Mapping[str, tuple[float, float]] | None = None,
+    footer: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """Points (x, y, what they are, number of their group) with a logarithmic x axis, a line, and points with names."""
     height = 470
@@ -98,7 +101,7 @@ def scatter(
         )
         body.append(_text(x + 11, y - 7, name, weight="bold"))
     body += _legend(list(groups), height - 32)
-    return _document(body, height)
+    return _document(body, height, footer)
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -127,7 +130,11 @@ def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "n
     return f'<text x="{x:.1f}" y="{y:.1f}" {_FONT} text-anchor="{anchor}" font-weight="{weight}">{escape(text)}</text>'
 
 
-def _document(body: Sequence[str], height: float) -> str:
+def _document(body: Sequence[str], height: float, footer: Sequence[str]) -> str:
+    lines = [_text(20, height + 16 * place, line) for place, line in enumerate(footer, start=1)]
+    height += 16 * len(footer) + 8
     size = f'viewBox="0 0 {_WIDTH} {height:.0f}" width="{_WIDTH}" height="{height:.0f}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
-    return "\n".join([head, '<rect width="100%" height="100%" fill="#ffffff"/>', *body, "</svg>"]) + "\n"
+    return (
+        "\n".join([head, '<rect width="100%" height="100%" fill="#ffffff"/>', *body, *lines, "</svg>"]) + "\n"
+    )

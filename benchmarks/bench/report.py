@@ -57,6 +57,7 @@ def page(results: Mapping[str, Any], plot: str | None = None) -> str:
         f"# Latency of {bundle['name']}",
         f"Written by `{results['command']}`; every number is in the JSON file of the same name.",
         tables.machine_line(results["machine"]),
+        f"unibrain-rt {results['version']}. "
         f"Bundle {bundle['name']} ({bundle['fingerprint']}), {bundle['precision']}, {size_text(bundle['size_bytes'])}; "
         f"{settings['runs']} decodes of one scan after the first in {results['rounds']} rounds that take turns, "
         f"{settings['batch']} at a time; load average {_loads(results['cases'])} meanwhile.",
@@ -65,6 +66,18 @@ def page(results: Mapping[str, Any], plot: str | None = None) -> str:
     for each in all_tables(results):
         sections += [f"## {each.title}", tables.table(each.head, each.rows), each.note]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def footer(results: Mapping[str, Any]) -> list[str]:
+    """What a picture has to tell of where it comes from, in lines."""
+    bundle, machine = results["bundle"], results["machine"]
+    engines = {f"{case['engine']['engine']} {case['engine']['version']}" for case in results["cases"]}
+    devices = ", ".join(machine.get("gpus", [])) or f"{machine['cpu']}, {machine['cores']} cores"
+    return [
+        f"{devices}; {machine['os']}, {machine['kernel']}, Python {machine['python']}",
+        f"unibrain-rt {results['version']}, {', '.join(sorted(engines))}; "
+        f"bundle {bundle['name']} {bundle['fingerprint']}",
+    ]
 
 
 def label(case: Mapping[str, Any]) -> str:

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unibrain_rt import __version__
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.bench.decodes import Setup
 from unibrain_rt.benchmarks.bench.statistics import summarise
 from unibrain_rt.benchmarks.processes import WorkerProcess
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines.host import usable_cores
+from unibrain_rt.platform_facts import cuda_driver, gpus, nvidia_driver
 
 Say = Callable[[str], None]
 MOST_ROUNDS = 10
@@ -39,6 +41,7 @@ class Plan:
     cache: Path | None = None
     batch: int = 1
     runs: int = 20
+    low_memory: bool = False
     slowdown: float = 0.0
 
     @property
@@ -56,7 +59,7 @@ class Case:
         setup = Setup(
             plan.bundle, engine, preset, plan.subject, plan.scan,
             threads=plan.threads if plan.batch == 1 else max(1, cores // plan.batch),
-            cache=plan.cache, slowdown=plan.slowdown,
+            cache=plan.cache, low_memory=plan.low_memory, slowdown=plan.slowdown,
         )  # fmt: skip
         self.engine, self.preset = engine, preset
         name = f"{engine} {preset}"
@@ -158,8 +161,10 @@ def _peaks(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
 def describe(plan: Plan, bundle: Bundle) -> dict[str, Any]:
     """What a reader has to know of where results come from: machine, versions, bundle and settings."""
     settings = replace(plan, bundle=Path(bundle.name), cache=None, scan=plan.scan and Path(plan.scan.name))
+    devices = [f"{gpu.name} ({gpu.capability})" for gpu in gpus(cuda_driver()).devices]
     return {
-        "machine": machine.collect(),
+        "version": __version__,
+        "machine": machine.collect() | ({"gpus": devices, "driver": nvidia_driver()} if devices else {}),
         "bundle": {
             "name": bundle.name,
             "fingerprint": bundle.fingerprint(),

@@ -87,8 +87,8 @@ def test_start_up_is_told_part_by_part(measured: tuple[dict[str, Any], Path, str
     (one,) = measured[0]["startup"]
     assert one["warm_ms"]["n"] == RUNS
     assert all(one["parts_ms"][part] > 0 for part in ("interpreter", "imports", "graphs", "decode"))
-    # The parts were timed in runs of their own, on a machine that is never quiet.
-    assert sum(one["parts_ms"].values()) == pytest.approx(one["warm_ms"]["p50"], rel=0.8)
+    # The parts were timed in runs of their own, which took longer or less long on a machine that others use.
+    assert 0.2 < sum(one["parts_ms"].values()) / one["warm_ms"]["p50"] < 5
 
 
 def test_the_page_and_the_picture(measured: tuple[dict[str, Any], Path, str]) -> None:
@@ -96,6 +96,7 @@ def test_the_page_and_the_picture(measured: tuple[dict[str, Any], Path, str]) ->
     page = (out / "bench.md").read_text("utf-8")
     for expected in (results["bundle"]["fingerprint"], results["machine"]["cpu"], "bench.svg", "end to end"):
         assert expected in page
+    assert results["bundle"]["fingerprint"] in (out / "bench.svg").read_text("utf-8")
     root = ElementTree.parse(out / "bench.svg").getroot()
     bars = [each for each in root.iter() if each.tag.endswith("rect") and len(each)]
     assert len(bars) == 2 * len(STAGES)
