@@ -145,9 +145,9 @@ def page(results: Mapping[str, Any]) -> str:
         rows = [[peer, *(_seconds(times[peer].get(part)) for part in parts)] for peer in times]
         sections += [f"## Seconds, preset {preset}", table(["", *parts], rows)]
     sections.append(
-        "A caption is the loop and GPT-2's 30 tokens. diffusers has no GPT-2: its caption is with "
-        "torch's as the reference "
-        "runs it (and our torch module's text step where diffusers cannot have the size), all tokens anew for each next one; torch's own keeps keys and values."
+        "A caption is the loop and GPT-2's 30 tokens. diffusers has no GPT-2: its caption is with torch's as the "
+        "reference runs it, all tokens anew for each next one (and with our torch module's text step, where diffusers "
+        "cannot have the size); torch's own keeps keys and values."
     )
     for work, measured in found.items():
         rows = [

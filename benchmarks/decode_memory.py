@@ -34,7 +34,7 @@ def decode(bundle: str, engine: str, preset: str, memory: str) -> None:
     from unibrain_rt.engines.on_demand import OnDemandEngine
 
     opened = Bundle.open(bundle, verify=False)
-    runner = create_engine(engine)
+    runner = create_engine(engine, capture=memory != "low")
     if memory == "low":
         runner = OnDemandEngine(runner)
     subject: Any = MadeUpSubject(opened)

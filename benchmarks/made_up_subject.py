@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ class MadeUpSubject:
 
     name = "made-up"
     voxels = VOXELS
+    folder = Path()
+    """In no bundle: there is no graph of its heads, on no device."""
 
     def __init__(self, bundle: Bundle) -> None:
         image, text = bundle.unconditional_contexts()

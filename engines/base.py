@@ -130,14 +130,16 @@ class Call:
     """``runs`` runs of a session within a program.
 
     ``tables`` maps an input to rows (runs, *shape): run i reads row i. ``takes`` maps an input to the output of
-    another session's earlier call, which it reads from the first run on. ``counted`` runs are those that progress is
-    told of.
+    another session's earlier call, which it reads from the first run on. ``starts`` does so for an input that is fed
+    back: the first run reads it there, all others what their own session gave; the other session's call may also be in
+    a program that was started before. ``counted`` runs are those that progress is told of.
     """
 
     session: Session
     runs: int = 1
     tables: Mapping[str, Array] = field(default_factory=dict)
     takes: Mapping[str, tuple[Session, str]] = field(default_factory=dict)
+    starts: Mapping[str, tuple[Session, str]] = field(default_factory=dict)
     counted: bool = True
 
 
@@ -145,8 +147,10 @@ class Program(ABC):
     """Calls made one after another. What is written to their sessions before ``start`` is what they work on."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        """Raises EngineError: a table does not have a row of the input's shape a run."""
+        """Raises EngineError: a table does not have a row of the input's shape a run, or what is taken does not fit."""
         self.calls = tuple(replace(call, tables=_cast_tables(call)) for call in calls)
+        for call in self.calls:
+            _check_given(call)
         self.milliseconds: tuple[float, ...] = (0.0,) * len(self.calls)
         """How long each call of the last run took, on the device's own clock where it has one."""
 
@@ -175,7 +179,7 @@ class HostProgram(Program):
         for call in self.calls:
             begun = time.perf_counter()
             session = call.session
-            for name, (source, output) in call.takes.items():
+            for name, (source, output) in {**call.takes, **call.starts}.items():
                 session.write(name, source.read(output))
             for place in range(call.runs):
                 for name, table in call.tables.items():
@@ -193,16 +197,27 @@ class HostProgram(Program):
 
 
 class Engine(ABC):
-    """A back end. ``concurrent``: programs that were started run at the same time."""
+    """A back end. ``concurrent``: programs that were started run at the same time.
+
+    ``on_device``: buffers lie on a device, and what passes between the calls of its programs does not leave it.
+    """
 
     name: str
     concurrent = False
+    on_device = False
     passed_over: tuple[object, ...] = ()
     """What ``auto`` tried before it took this one: a `catalogue.Probe` each."""
 
     def unready(self, graphs: Sequence[tuple[GraphSpec, int]]) -> str | None:
         """Why opening these graphs, of so large free axes, would take minutes; None where it would not."""
         return None
+
+    def check(self, graph: GraphSpec, free: int = 1) -> None:  # noqa: B027 - most back ends have nothing to look for
+        """Open a graph to see whether it runs as fast as it was made to, where a back end can tell.
+
+        Raises:
+            EngineError: it does not, or cannot be opened.
+        """
 
     def open(self, graph: GraphSpec, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
         """Load a graph.
@@ -256,3 +271,14 @@ def _cast_tables(call: Call) -> dict[str, Array]:
             raise EngineError(f"graph {call.session.graph.name}: {problem}")
         cast[name] = np.ascontiguousarray(table, dtype=spec.dtype)
     return cast
+
+
+def _check_given(call: Call) -> None:
+    """What another session gives is read where it lies: it has to be just what the input is."""
+    graph = call.session.graph
+    for name, (source, output) in {**call.takes, **call.starts}.items():
+        want, have = graph.tensor(name), source.graph.tensor(output)
+        if (want.dtype, want.sized(call.session.free)) != (have.dtype, have.sized(source.free)):
+            raise EngineError(f"graph {graph.name}: {name} is not of the shape and type of {output}")
+        if name in call.starts and name not in graph.feedback.values():
+            raise EngineError(f"graph {graph.name}: {name} is not fed back, and has no first run of its own")

@@ -78,6 +78,7 @@ def create_engine(
     tell: Callable[[str], None] | None = None,
     targets: Sequence[str] = (),
     graphs: Sequence[tuple[GraphSpec, int]] = (),
+    device_graphs: Sequence[tuple[GraphSpec, int]] = (),
     capture: bool = True,
 ) -> Engine:
     """The back end called ``name``; ``auto`` is the fastest that works here.
@@ -87,6 +88,7 @@ def create_engine(
         targets: see `Settings`. With any, a back end need only be installed: what it compiles, it does not run here.
         graphs: what will be opened, with the size of its free axes: ``auto`` passes over an engine that would have to
             compile them for minutes first.
+        device_graphs: the same, of graphs that are opened on a device alone.
 
     Raises:
         EngineError: an unknown name, or a back end that cannot be used here.
@@ -107,7 +109,7 @@ def create_engine(
             passed_over.append(found)
             continue
         engine = _module(candidate).create(settings)
-        reason = engine.unready(graphs)
+        reason = engine.unready([*graphs, *(device_graphs if engine.on_device else ())])
         if reason is None:
             engine.passed_over = tuple(passed_over)
             return engine

@@ -96,6 +96,8 @@ class OnnxRuntimeSession(HostSession):
 
 def load(onnxruntime: Any, graph: GraphSpec, options: Any, providers: list[Any]) -> Any:
     """onnxruntime's own session of a graph, with the tensors that the manifest tells of. Raises EngineError."""
+    # What int8 weights are multiplied with stays in fp32: by default it would be rounded to int8 as well.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         # A fallback would try the same provider again, and print that it does.
         session = onnxruntime.InferenceSession(

@@ -20,6 +20,7 @@ from unibrain_rt.export.bundle_folder import (
 )
 from unibrain_rt.export.graph_folder import GRAPHS, GraphFolder
 from unibrain_rt.export.precision import FP32_SCOPES, Precision, undo_half_weights
+from unibrain_rt.export.ridge.graph import write_ridge_graph
 
 Report = Callable[[str, int, int], None]
 
@@ -36,7 +37,8 @@ def convert_bundle(
     """Write the bundle ``source`` (fp32, or fp32 from weights in half) into the new folder ``out``.
 
     The graphs come out as an export of the checkpoint would make them now: what newer exports have, such as a
-    ``next_token`` beside the caption's logits, is added. The folder appears whole or not at all.
+    ``next_token`` beside the caption's logits, is added, and so are the graphs of subjects' heads. The folder appears
+    whole or not at all.
 
     Args:
         name: of the new bundle; by default that of ``source``.
@@ -64,6 +66,8 @@ def convert_bundle(
                     _check_described(model, graph)
                 written.add(model, feedback)
         copy_files(source, partial, [file for file in bundle.files if not file.startswith(f"{GRAPHS}/")])
+        for subject in bundle.subjects:
+            write_ridge_graph(partial / "subjects" / subject)
         origin = {
             "name": bundle.name,
             "precision": bundle.precision,

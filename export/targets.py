@@ -70,13 +70,13 @@ class TargetEncoder:
         self.shapes = {head: encoder.shape for head, encoder in self._encoders.items()}
 
     def blocks(
-        self, pictures: Pictures, captions: Sequence[Sequence[str]]
+        self, pictures: Pictures, captions: Sequence[Sequence[str]], begin: int = 0
     ) -> Iterator[tuple[slice, dict[str, Float]]]:
-        """The heads' targets of every stimulus, `BLOCK` stimuli at a time, with where they belong.
+        """The heads' targets of every stimulus from ``begin`` on, `BLOCK` at a time, with where they belong.
 
         ``captions`` are one or more a stimulus; where there are several, its text targets are their mean.
         """
-        for start in range(0, len(captions), BLOCK):
+        for start in range(begin, len(captions), BLOCK):
             part = slice(start, min(start + BLOCK, len(captions)))
             yield part, {**self._images(pictures, part), **self._texts(captions[part])}
 

@@ -24,7 +24,8 @@ from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.subject import DESCRIPTION_FILE, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import DESCRIPTION_FILE, GRAPH_FILE, ROI_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import map_tensors
 
 MANIFEST = "bundle.json"
@@ -151,7 +152,17 @@ class Bundle:
             name = default if default in self.subjects else self.subjects[0]
         if name not in self.subjects:
             raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(self.subjects)}")
-        return Subject.open(self.folder / "subjects" / name)
+        subject = Subject.open(self.folder / "subjects" / name)
+        if subject.encoders not in (None, self.encoders):
+            raise BundleError(
+                f"{subject.folder}: was fitted on another bundle's encoders; fit the subject on this bundle"
+            )
+        return subject
+
+    @property
+    def encoders(self) -> str:
+        """A short hash that tells encoders apart: of what CLIP makes of nothing, the same in every precision."""
+        return self.files[CONSTANTS].sha256[:16]
 
     def unconditional_contexts(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Image and text context of nothing seen and nothing said: (1, L, D) each."""
@@ -186,8 +197,8 @@ class Bundle:
             ),
             *(f"{path.relative_to(self.folder).as_posix()}/{VOCABULARY}" for path in self._vocabularies()),
         }
-        regions = (f"subjects/{name}/{ROI_FILE}" for name in self.subjects)
-        read.update(name for name in regions if os.path.lexists(self.folder / name))
+        may_be = (f"subjects/{name}/{file}" for name in self.subjects for file in (ROI_FILE, GRAPH_FILE))
+        read.update(name for name in may_be if os.path.lexists(self.folder / name))
         # Graphs name their weights themselves; they lie beside them.
         for folder in {graph.path.parent for graph in self.graphs.values()}:
             beside = (path for path in folder.glob("*") if not path.name.startswith("."))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,15 @@ from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
+from unibrain_rt.clock import Clock
 from unibrain_rt.engines import Engine, NotFiniteError, Progress, create_engine
 from unibrain_rt.engines.on_demand import OnDemandEngine
-from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.errors import InputError
 from unibrain_rt.loops import Float
 from unibrain_rt.presets import Flow, Preset
+from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.samplers import seeded_noise
-from unibrain_rt.stages import Stages, decode_graphs, step_graph
+from unibrain_rt.stages import FLOW_NAME, Stages, decode_graphs, step_graph
 from unibrain_rt.subject import Subject
 
 NOISE_STREAM: dict[Flow, int] = {"image": 0, "caption": 1}
@@ -75,11 +75,7 @@ class Decoder:
         self.preset_name = preset_name
         self._preset, self._captions = bundle.preset(preset_name), captions
         self._fallen_back: frozenset[str] = frozenset()
-        self._unconditional = dict(
-            zip(("image_context", "text_context"), bundle.unconditional_contexts(), strict=True)
-        )
-        self._stages = Stages(bundle, engine, self._preset, captions)
-        self._check_heads()
+        self._stages = Stages(bundle, engine, self._preset, captions, subject)
 
     @classmethod
     def open(
@@ -117,7 +113,15 @@ class Decoder:
         opened.preset(preset)
         chosen = opened.subject(subject)
         graphs = decode_graphs(opened, [preset])
-        running = create_engine(engine, threads, cache=cache, tell=tell, graphs=graphs)
+        # A CUDA graph would go with the session that is let go after its stage, and be captured anew for every scan.
+        # Even a loop gains nothing by it: each of its two turns is run plainly once, then captured and compared with
+        # one more plain run, so that replays begin at the fifth step: of preset realtime, hardly any. And a step that
+        # is large enough to be loaded by itself takes long beside the launches that a replay saves.
+        capture = not low_memory
+        heads = ridge_graphs(opened, [] if low_memory else [chosen])
+        running = create_engine(
+            engine, threads, cache=cache, tell=tell, graphs=graphs, device_graphs=heads, capture=capture
+        )
         if low_memory:
             passed_over, running = running.passed_over, OnDemandEngine(running)
             running.passed_over = passed_over
@@ -131,7 +135,7 @@ class Decoder:
     @property
     def unconditional(self) -> dict[str, Float]:
         """The contexts, without a batch axis, of the black image and of the empty caption."""
-        return {name: nothing[0] for name, nothing in self._unconditional.items()}
+        return {name: nothing[0] for name, nothing in self._stages.unconditional.items()}
 
     def sampling(self, preset: Preset, name: str) -> Decoder:
         """This decoder with other sampler settings, called ``name``.
@@ -148,10 +152,10 @@ class Decoder:
 
         Raises:
             BundleError: the subject's heads do not fit the bundle.
+            EngineError: the back end cannot open the subject's graph.
         """
         other = copy.copy(self)
-        other.subject = subject
-        other._check_heads()
+        other.subject, other._stages = subject, self._stages.reading(subject)
         return other
 
     def decode(
@@ -181,28 +185,15 @@ class Decoder:
                     raise
 
     def _decode(self, voxels: NDArray[Any], seed: int, progress: Progress | None) -> Reconstruction:
-        stages, clock = self._stages, _Clock()
-        with clock("ridge"):
-            predictions = self.predict(voxels)
-        with clock("context"):
-            self.guide(predictions)
-        # Both flows are begun before either is awaited: an engine may run them at the same time.
-        self._load("image", predictions["image_latent"], seed)
-        stages.picture_program.start(progress)
-        if stages.writer is not None:
-            self._load("caption", predictions["text_latent"], seed)
-            stages.programs["caption"].start(progress)
-        stages.picture_program.finish()
-        clock.add("image_loop", "autokl", spent=stages.picture_program.milliseconds)
-        self._denoised("image")
-        image = self._picture()
-        caption: str | None = None
-        tokens: list[int] = []
-        if stages.writer is not None:
-            stages.programs["caption"].finish()
-            clock.add("caption_loop", spent=stages.programs["caption"].milliseconds)
-            with clock("caption"):
-                caption, tokens = self.describe(self._denoised("caption"), seed)
+        clock = Clock()
+        begin = self._begin_on_host if self._stages.ridge is None else self._begin_on_device
+        predicted = begin(voxels, seed, progress, clock)
+        try:
+            image, caption, tokens = self._end(seed, clock)
+        except NotFiniteError:
+            predicted()  # what the scan or the heads are to blame for is not a graph's
+            raise
+        predictions = predicted()
         return Reconstruction(
             image=image,
             caption=caption,
@@ -217,24 +208,70 @@ class Decoder:
             fallbacks=tuple(sorted(self._fallen_back)),
         )
 
+    def _begin_on_host(
+        self, voxels: NDArray[Any], seed: int, progress: Progress | None, clock: Clock
+    ) -> Callable[[], dict[str, Float]]:
+        """Start both flows of a scan, with heads that are applied here; the result gives their predictions."""
+        stages = self._stages
+        with clock("ridge"):
+            predictions = self.predict(voxels)
+        with clock("context"):
+            self.guide(predictions)
+        # Both flows are begun before either is awaited: an engine may run them at the same time.
+        self._load("image", predictions["image_latent"], seed)
+        stages.picture_program.start(progress)
+        if stages.caption_program is not None:
+            self._load("caption", predictions["text_latent"], seed)
+            stages.caption_program.start(progress)
+        return lambda: predictions
+
+    def _begin_on_device(
+        self, voxels: NDArray[Any], seed: int, progress: Progress | None, clock: Clock
+    ) -> Callable[[], dict[str, Float]]:
+        """The same with heads on the engine's device: it gets voxels and noise, and gives predictions at the end."""
+        stages = self._stages
+        ridge = stages.ridge
+        assert ridge is not None, "else the heads are applied on the host"
+        with clock("ridge"):
+            z = self.subject.z_scores(_one_scan(voxels))
+            noise = {FLOW_NAME[flow]: self._noise(flow, seed) for flow in stages.loops}
+            ridge.load(z, noise)
+            for loop in stages.loops.values():
+                loop.rewind()
+        stages.picture_program.start(progress)
+        if stages.caption_program is not None:
+            stages.caption_program.start(progress)
+        return lambda: ridge.predictions(z)
+
+    def _end(self, seed: int, clock: Clock) -> tuple[NDArray[np.uint8], str | None, list[int]]:
+        """Image, caption and tokens of what was begun."""
+        stages = self._stages
+        stages.picture_program.finish()
+        spent = stages.picture_program.milliseconds
+        clock.add(*("ridge", "context", "image_loop", "autokl")[-len(spent) :], spent=spent)
+        self._denoised("image")
+        image = self._picture()
+        caption: str | None = None
+        tokens: list[int] = []
+        if stages.caption_program is not None:
+            stages.caption_program.finish()
+            clock.add("caption_loop", spent=stages.caption_program.milliseconds)
+            with clock("caption"):
+                caption, tokens = self.describe(self._denoised("caption"), seed)
+        return image, caption, tokens
+
     def predict(self, voxels: NDArray[Any]) -> dict[str, Float]:
-        """The ridge heads' latents and contexts, without a batch axis, of betas (voxels,); see ``decode``."""
-        betas = np.asarray(voxels)
-        if betas.ndim != 1:
-            raise InputError(
-                f"voxels must be one scan, (voxels,), found shape {betas.shape}; decode scans one by one"
-            )
-        if betas.dtype.kind != "f":
-            problem = f"voxels must be floating point, in % signal change, not {betas.dtype}"
-            raise InputError(f"{problem}; scale stored integers first, as unibrain_rt.read_scans does")
-        if not np.isfinite(betas).all():
-            raise InputError("voxels must be finite; leave out scans with NaN or Inf")
+        """The ridge heads' latents and contexts, without a batch axis, of betas (voxels,); see ``decode``.
+
+        They are applied on the host, whatever the engine.
+        """
+        betas = _one_scan(voxels)
         return {name: head[0] for name, head in self.subject.predict(betas[None]).items()}
 
     def guide(self, contexts: Mapping[str, Float]) -> None:
         """Let ``image_context`` and ``text_context`` guide what is denoised from now on."""
         context = self._stages.context
-        for name, nothing in self._unconditional.items():
+        for name, nothing in self._stages.unconditional.items():
             context.write(name, np.concatenate([nothing, contexts[name][None]]))
         context.run()
         context.rest()
@@ -266,7 +303,10 @@ class Decoder:
 
     def _load(self, flow: Flow, start: Float, seed: int) -> None:
         loop = self._stages.loops[flow]
-        loop.load(start[None], seeded_noise(seed, NOISE_STREAM[flow], loop.shape))
+        loop.load(start[None], self._noise(flow, seed))
+
+    def _noise(self, flow: Flow, seed: int) -> Float:
+        return seeded_noise(seed, NOISE_STREAM[flow], self._stages.loops[flow].shape)
 
     def _denoised(self, flow: Flow) -> Float:
         latent = self._stages.loops[flow].latent()
@@ -287,39 +327,21 @@ class Decoder:
         if new:
             self._fallen_back |= new
             self._stages = Stages(
-                self.bundle, self.engine, self._preset, self._captions, fallen_back=self._fallen_back
+                self.bundle, self.engine, self._preset, self._captions, self.subject, self._fallen_back
             )
         return bool(new)
 
-    def _check_heads(self) -> None:
-        wanted = {name: nothing.shape for name, nothing in self.unconditional.items()}
-        latents: dict[Flow, str] = {"image": "image_latent", "caption": "text_latent"}
-        wanted |= {latents[flow]: loop.shape[1:] for flow, loop in self._stages.loops.items()}
-        for head, shape in wanted.items():
-            found = self.subject.head_shape(head)
-            if tuple(found) != tuple(shape):
-                raise BundleError(
-                    f"subject {self.subject.name}: head {head} predicts {tuple(found)}, but this bundle takes "
-                    f"{tuple(shape)}; fit the subject on this bundle"
-                )
 
-
-class _Clock:
-    """Wall time of named stages, in milliseconds."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self._stages[stage] = (time.perf_counter() - begun) * 1000
-
-    def add(self, *stages: str, spent: Sequence[float]) -> None:
-        """Stages that were timed elsewhere, in milliseconds."""
-        self._stages.update(zip(stages, spent, strict=True))
-
-    def finished(self) -> dict[str, float]:
-        return {**self._stages, "total": (time.perf_counter() - self._start) * 1000}
+def _one_scan(voxels: NDArray[Any]) -> NDArray[Any]:
+    """Betas (voxels,) that can be decoded, whoever's they are. Raises InputError."""
+    betas = np.asarray(voxels)
+    if betas.ndim != 1:
+        raise InputError(
+            f"voxels must be one scan, (voxels,), found shape {betas.shape}; decode scans one by one"
+        )
+    if betas.dtype.kind != "f":
+        problem = f"voxels must be floating point, in % signal change, not {betas.dtype}"
+        raise InputError(f"{problem}; scale stored integers first, as unibrain_rt.read_scans does")
+    if not np.isfinite(betas).all():
+        raise InputError("voxels must be finite; leave out scans with NaN or Inf")
+    return betas

@@ -18,6 +18,7 @@ from unibrain_rt.engines.plans import PlanCache
 from unibrain_rt.errors import BundleError
 from unibrain_rt.graph_size import DecodeMemory, decode_memory
 from unibrain_rt.platform_facts import ROOT, Gpus, Jetson, Memory, Processor
+from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.stages import decode_graphs
 
 OK, WARNING, PROBLEM, NOTHING = "ok", "warning", "problem", "–"
@@ -248,12 +249,13 @@ def check_memory(needed: DecodeMemory, machine: Machine) -> Iterator[Check]:
     for number, gpu in enumerate(machine.gpus.devices):
         if gpu.free_bytes is not None and not gpu.shared:
             places.append((f"memory of gpu {number}", gpu.free_bytes, False))
-    for name, free_bytes, heads in places:
-        whole = needed.needed_bytes(heads=heads)
-        low = needed.needed_bytes(low_memory=True, heads=heads)
+    for name, free_bytes, host in places:
+        whole = needed.needed_bytes()
+        # With little memory, heads are applied on the host.
+        low = needed.needed_bytes(low_memory=True, heads=host)
         text = (
             f"{gigabytes(free_bytes)} free; a decode needs {gigabytes(whole)}, with --low-memory {gigabytes(low)} "
-            f"(weights{', ridge heads' if heads else ''} and buffers; what an engine computes with comes on top)"
+            "(weights, ridge heads and buffers; what an engine computes with comes on top)"
         )
         if whole <= free_bytes:
             yield Check(name, OK, text)
@@ -269,24 +271,23 @@ def check_cache(folder: Path | None) -> tuple[Check, dict[str, Any] | None]:
     """The folder of compiled plans: how full it is, and whether it can be written."""
     try:
         cache = PlanCache(folder)
-        plans = cache.plans()
+        records = cache.plans()
     except EngineError as error:
         return Check("plans", WARNING, str(error)), None
-    size_bytes = sum(record.size_bytes for record in plans)
+    size_bytes = sum(record.size_bytes for record in records)
+    plans = sum(record.key.is_plan for record in records)
     nearest = next(place for place in (cache.folder, *cache.folder.absolute().parents) if place.exists())
     writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
     free_bytes = shutil.disk_usage(nearest).free
     facts = {
         "folder": str(cache.folder),
-        "plans": len(plans),
+        "plans": plans,
         "size_bytes": size_bytes,
         "limit_bytes": cache.limit_bytes,
         "writable": writable,
         "free_bytes": free_bytes,
     }
-    text = (
-        f"{len(plans)}, {gigabytes(size_bytes)} of at most {gigabytes(cache.limit_bytes)}, in {cache.folder}"
-    )
+    text = f"{plans}, {gigabytes(size_bytes)} of at most {gigabytes(cache.limit_bytes)}, in {cache.folder}"
     if not writable:
         return Check(
             "plans", WARNING, f"{text}: cannot be written", "name another folder with --cache"
@@ -327,8 +328,11 @@ def _presets(bundle: Bundle) -> Sequence[str]:
 def _choose(cache: Path | None, bundle: Bundle | None) -> Choice:
     variable = os.environ.get(ENGINE_VARIABLE) or None
     try:
-        graphs = decode_graphs(bundle, _presets(bundle)) if bundle is not None else []
-        engine = create_engine(cache=cache, graphs=graphs)
+        graphs, heads = [], []
+        if bundle is not None:
+            graphs = decode_graphs(bundle, _presets(bundle))
+            heads = ridge_graphs(bundle, [bundle.subject(name) for name in bundle.subjects])
+        engine = create_engine(cache=cache, graphs=graphs, device_graphs=heads)
         device = str(engine.describe().get("device", "")) or None
     except (EngineError, BundleError) as error:
         return Choice(None, problem=str(error), variable=variable)

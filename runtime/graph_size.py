@@ -13,7 +13,7 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import EngineError, GraphSpec
 from unibrain_rt.engines.onnx_file import read_onnx
 from unibrain_rt.errors import BundleError
-from unibrain_rt.subject import TENSOR_FILE
+from unibrain_rt.subject_files import TENSOR_FILE
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class DecodeMemory:
     """Bytes that a decode needs, by estimate. What a back end computes with comes on top.
 
     ``graphs`` are the weights of each graph: the ONNX file, and what it names of other files. ``buffers_bytes`` are
-    all inputs and outputs. ``heads_bytes`` is the largest subject's file, which is mapped and stays on the host.
+    all inputs and outputs. ``heads_bytes`` is the largest subject's file: mapped on the host, and where an engine
+    applies the heads on a device, held there, too.
     """
 
     graphs: dict[str, int]
@@ -38,7 +39,7 @@ class DecodeMemory:
         return max(self.graphs.values(), default=0)
 
     def needed_bytes(self, *, low_memory: bool = False, heads: bool = True) -> int:
-        """On the host with ``heads``, on a device of its own memory without."""
+        """With ``heads`` wherever they are applied, which with low memory is the host."""
         weights = self.largest_bytes if low_memory else self.weights_bytes
         return weights + self.buffers_bytes + (self.heads_bytes if heads else 0)
 

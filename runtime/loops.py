@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ class DenoisingLoop:
 
     def __init__(self, session: Session, table: SamplerTable, modulation: NDArray[Any]) -> None:
         self._session = session
-        self._table = table
         self._rows = table.coefficients.astype(np.float32)
         self._modulation = modulation
         self.shape = session.graph.tensor("latent").sized(1)
+        alpha = table.alpha_bar_start
+        self.start_coefficients = np.array([alpha**0.5, (1 - alpha) ** 0.5], np.float32)
+        """√ᾱ and √(1 − ᾱ), of the table's first level: how much of it is the start, and how much noise."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -41,11 +44,19 @@ class DenoisingLoop:
         tables = {"coefficients": self._rows, "modulation": self._modulation[:, None]}
         return Call(self._session, len(self), tables)
 
+    def call_from(self, source: Session, output: str) -> Call:
+        """All steps, from a noised latent that another session gives."""
+        return replace(self.call, starts={"latent": (source, output)})
+
     def load(self, start: Float, noise: Float) -> None:
         """Noise ``start`` to the table's first level, from where a program denoises it; both are of ``shape``."""
-        alpha = self._table.alpha_bar_start
+        self.rewind()
+        signal, spread = self.start_coefficients
+        self._session.write("latent", signal * start + spread * noise)
+
+    def rewind(self) -> None:
+        """Begin anew with a latent that is given elsewhere."""
         self._session.rewind()
-        self._session.write("latent", np.float32(alpha**0.5) * start + np.float32((1 - alpha) ** 0.5) * noise)
         self._session.write("previous_x0", 0.0)
 
     def latent(self) -> Float:

@@ -16,10 +16,13 @@ from unibrain_rt.engines import Call, Engine, GraphSpec, Program, Session
 from unibrain_rt.errors import BundleError
 from unibrain_rt.loops import CaptionWriter, DenoisingLoop, check_feedback, shape_of
 from unibrain_rt.presets import Flow, Preset
+from unibrain_rt.ridge_graph import RidgeStage, ridge_graph
 from unibrain_rt.samplers import SamplerTable
+from unibrain_rt.subject import Subject
 
 FLOW_NAME: dict[Flow, str] = {"image": "image", "caption": "text"}
 """What a flow is called in graphs and tensors."""
+CONTEXTS = ("image_context", "text_context")
 STEP_INPUTS = frozenset({"latent", "previous_x0", "modulation", "coefficients"})
 STEP_FEEDBACK = {"next_latent": "latent", "x0": "previous_x0"}
 
@@ -27,8 +30,11 @@ STEP_FEEDBACK = {"next_latent": "latent", "x0": "previous_x0"}
 class Stages:
     """The sessions of a decode, and the programs that run them.
 
-    ``programs`` are by flow: all its steps. ``picture_program`` is the image's, and its decoder after it. ``writer``
-    is None where the bundle cannot write captions.
+    ``programs`` are by flow: all its steps. A whole decode runs two others. ``picture_program`` is the image's steps
+    and its decoder; where the engine's buffers are on a device and the subject has a graph, its heads (``ridge``) and
+    the contexts are before them, so that a scan goes from voxels to picture without the host. ``caption_program`` is
+    the caption's steps, begun after it; what it needs of the heads it takes where they leave it. ``unconditional`` are
+    the contexts of nothing, (1, L, D) each. ``writer`` is None where the bundle cannot write captions.
     """
 
     def __init__(
@@ -37,11 +43,13 @@ class Stages:
         engine: Engine,
         preset: Preset,
         captions: CaptionOptions,
+        subject: Subject,
         fallen_back: Set[str] = frozenset(),
     ) -> None:
         """``fallen_back`` names the graphs whose fp32 form is opened. Raises BundleError, EngineError."""
         self._bundle, self._engine = bundle, engine
         self._fallen_back = fallen_back
+        self.unconditional = dict(zip(CONTEXTS, bundle.unconditional_contexts(), strict=True))
         self.context = self._open("unet_context")
         self._steps = self._open_steps()
         self.autokl = self._open("autokl_decode")
@@ -49,7 +57,9 @@ class Stages:
             raise BundleError(
                 "graph autokl_decode: does not give one picture of 3 colours; export the bundle again"
             )
-        self._sample(preset)
+        self.loops = self._make_loops(preset)
+        self.ridge = self._open_ridge(subject)
+        self._compose()
         self.writer = None
         if bundle.has_captions:
             detokenizer = Detokenizer.load(bundle.tokenizers["gpt2"])
@@ -58,16 +68,54 @@ class Stages:
     def sampling(self, preset: Preset) -> Stages:
         """These stages, in the same memory, with other sampler settings."""
         other = copy.copy(self)
-        other._sample(preset)
+        other.loops = self._make_loops(preset)
+        other._compose()
         return other
 
-    def _sample(self, preset: Preset) -> None:
-        self.loops = self._make_loops(preset)
-        self.programs: dict[Flow, Program] = {
-            flow: self._engine.program([loop.call]) for flow, loop in self.loops.items()
-        }
+    def reading(self, subject: Subject) -> Stages:
+        """These stages, in the same memory, with another subject's heads. Raises BundleError, EngineError."""
+        other = copy.copy(self)
+        other.ridge = self._open_ridge(subject)
+        if other.ridge is not self.ridge:  # without graphs, no program knows whose heads they are
+            other._compose()
+        return other
+
+    def _compose(self) -> None:
+        """Make the programs."""
+        program = self._engine.program
+        self.programs: dict[Flow, Program] = {flow: program([loop.call]) for flow, loop in self.loops.items()}
         decoding = Call(self.autokl, takes={"latent": (self._steps["image"], "next_latent")}, counted=False)
-        self.picture_program = self._engine.program([self.loops["image"].call, decoding])
+        if self.ridge is None:
+            self.picture_program = program([self.loops["image"].call, decoding])
+            self.caption_program = self.programs.get("caption")
+            return
+        heads = self.ridge.session
+        levels = {FLOW_NAME[flow]: loop.start_coefficients for flow, loop in self.loops.items()}
+        taken = {name: (heads, f"guiding_{name}") for name in CONTEXTS}
+        calls = {
+            flow: loop.call_from(heads, f"noised_{FLOW_NAME[flow]}_latent")
+            for flow, loop in self.loops.items()
+        }
+        before = [self.ridge.call(levels), Call(self.context, takes=taken, counted=False)]
+        self.picture_program = program([*before, calls["image"], decoding])
+        self.caption_program = program([calls["caption"]]) if "caption" in calls else None
+
+    def _open_ridge(self, subject: Subject) -> RidgeStage | None:
+        """The subject's heads on the engine, if they can be there and fit the bundle's graphs."""
+        self._check_heads(subject)
+        graph = ridge_graph(self._bundle, subject) if self._engine.on_device else None
+        return None if graph is None else RidgeStage(self._engine, graph, subject, self.unconditional)
+
+    def _check_heads(self, subject: Subject) -> None:
+        wanted = {name: nothing.shape[1:] for name, nothing in self.unconditional.items()}
+        wanted |= {f"{FLOW_NAME[flow]}_latent": loop.shape[1:] for flow, loop in self.loops.items()}
+        for head, shape in wanted.items():
+            found = subject.head_shape(head)
+            if tuple(found) != tuple(shape):
+                raise BundleError(
+                    f"subject {subject.name}: head {head} predicts {tuple(found)}, but this bundle takes "
+                    f"{tuple(shape)}; fit the subject on this bundle"
+                )
 
     def _open(self, name: str, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
         graph = self._bundle.graph(name)
@@ -114,7 +162,10 @@ def step_graph(flow: Flow) -> str:
 
 
 def decode_graphs(bundle: Bundle, presets: Iterable[str]) -> list[tuple[GraphSpec, int]]:
-    """Every graph that decodes with these presets run, and the size of its free axes."""
+    """Every graph that decodes with these presets run, and the size of its free axes.
+
+    Engines with buffers on a device run a subject's, too: `unibrain_rt.ridge_graph.ridge_graphs`.
+    """
     flows: tuple[Flow, ...] = ("image", "caption") if bundle.has_captions else ("image",)
     names = ["unet_context", *(step_graph(flow) for flow in flows), "autokl_decode"]
     found = [(bundle.graph(name), 1) for name in names]

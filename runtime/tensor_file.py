@@ -52,15 +52,9 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
         ValueError: it is not a regular file, or damaged; one line says how.
     """
     with open(path, "rb", opener=_without_waiting) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("not a regular file")
-        begin = _LENGTH_BYTES + _header_bytes(file, found.st_size)
-        header = _parsed(file.read(begin - _LENGTH_BYTES))
-        places = {name: _Place(name, entry) for name, entry in header.items()}
-        _check_cover(places, found.st_size - begin)
-        # A plain array: numpy runs Python code for every view of a memmap, and an interrupt that falls there is lost.
-        mapped = np.asarray(np.memmap(file, np.uint8, "r", shape=(found.st_size,)))
+        begin, places = _places(file)
+        # A plain array: numpy runs Python code for every view of a memmap.
+        mapped = np.asarray(np.memmap(file, np.uint8, "r", shape=(os.fstat(file.fileno()).st_size,)))
     tensors: dict[str, NDArray[Any]] = {}
     for name, place in places.items():
         raw = mapped[begin + place.start : begin + place.stop]
@@ -68,6 +62,13 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
             raise ValueError(f"{_shown(name)} is BOOL, but has values up to {int(raw.max())}")
         tensors[name] = raw.view(place.dtype).reshape(place.shape)
     return tensors
+
+
+def tensor_offsets(path: Path) -> dict[str, int]:
+    """Where in a file each tensor's data begin, in bytes, by name. Raises as `map_tensors` does."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        begin, places = _places(file)
+    return {name: begin + place.start for name, place in places.items()}
 
 
 def type_name(dtype: np.dtype[Any]) -> str:
@@ -105,6 +106,18 @@ class _Place:
         if self.stop - self.start != size_bytes:
             problem = f"{self.stop - self.start:,} bytes are given for {name}"
             raise ValueError(f"{problem}, but {kind} {self.shape} has {size_bytes:,}")
+
+
+def _places(file: BinaryIO) -> tuple[int, dict[str, _Place]]:
+    """Where the data begin, and where each tensor lies in them; the whole header is checked."""
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("not a regular file")
+    begin = _LENGTH_BYTES + _header_bytes(file, found.st_size)
+    header = _parsed(file.read(begin - _LENGTH_BYTES))
+    places = {name: _Place(name, entry) for name, entry in header.items()}
+    _check_cover(places, found.st_size - begin)
+    return begin, places
 
 
 def _header_bytes(file: BinaryIO, size_bytes: int) -> int:

@@ -22,6 +22,7 @@ from unibrain_rt.engines import Engine, create_engine
 from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import InputError
 from unibrain_rt.outputs import plan_outputs, write_pair
+from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.samplers import seeded_noise
 from unibrain_rt.scans import read_scans
 from unibrain_rt.stages import decode_graphs
@@ -88,8 +89,14 @@ class TimedDecodes:
             self.bundle.subject(setup.subject) if self.bundle.subjects else MadeUpSubject(self.bundle)
         )
         opened = time.perf_counter()
-        graphs = decode_graphs(self.bundle, [setup.preset])
-        self.engine: Engine = create_engine(setup.engine, setup.threads, cache=setup.cache, graphs=graphs)
+        self.engine: Engine = create_engine(
+            setup.engine,
+            setup.threads,
+            cache=setup.cache,
+            graphs=decode_graphs(self.bundle, [setup.preset]),
+            device_graphs=ridge_graphs(self.bundle, [] if setup.low_memory else [subject]),
+            capture=not setup.low_memory,
+        )
         if setup.low_memory:
             passed_over, self.engine = self.engine.passed_over, OnDemandEngine(self.engine)
             self.engine.passed_over = passed_over

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from unibrain_rt.benchmarks.bench.counting import Work, count_work
 from unibrain_rt.benchmarks.bench.decodes import GRAPHS, ONCE
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.stages import decode_graphs
-from unibrain_rt.subject import TENSOR_FILE
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import TENSOR_FILE
 
 RIDGE = "ridge"
-_HALF_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,25 @@ def stage_works(bundle: Bundle, preset: str, runs: Mapping[str, int], subject: s
         EngineError: a graph's work cannot be counted.
     """
     found = []
-    size = bundle.files.get(f"subjects/{subject}/{TENSOR_FILE}")
-    if size is not None:
-        # Every number of the heads is used once, in a product and an addition. They are stored in half mostly.
-        numbers = size.size_bytes // _HALF_BYTES
-        found.append(
-            StageWork(RIDGE, TENSOR_FILE, 1, Work(2 * numbers, numbers, 0, size.size_bytes, _HALF_BYTES))
-        )
+    if subject in bundle.subjects:
+        found.append(StageWork(RIDGE, TENSOR_FILE, 1, heads_work(bundle.subject(subject))))
     free = {graph.name: size for graph, size in decode_graphs(bundle, [preset])}
     for stage, graph in {**GRAPHS, ONCE: "unet_time"}.items():
         if stage in runs or stage == ONCE:
             work = count_work(bundle.graph(graph).path, free[graph])
             found.append(StageWork(stage, graph, runs.get(stage, 1), work))
     return found
+
+
+def heads_work(subject: Subject) -> Work:
+    """Every number of a subject's factors is used once, in a product and an addition, as wide as it is stored."""
+    size = sum(subject.size_bytes(head) for head in subject.heads)
+    width = max(np.dtype(subject.storage(head)).itemsize for head in subject.heads)
+    numbers = sum(
+        subject.voxels * head.targets if head.rank is None else head.rank * (subject.voxels + head.targets)
+        for head in subject.heads.values()
+    )
+    return Work(2 * numbers, numbers, 0, size, width)
 
 
 def roofline(

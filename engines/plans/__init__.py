@@ -10,6 +10,6 @@ from __future__ import annotations
 from unibrain_rt.engines.plans.cache import PlanCache
 from unibrain_rt.engines.plans.defaults import LIMIT_BYTES, default_folder, size_from_text
 from unibrain_rt.engines.plans.folder import PlanRecord
-from unibrain_rt.engines.plans.key import PlanKey
+from unibrain_rt.engines.plans.key import KERNELS, PlanKey
 
-__all__ = ["LIMIT_BYTES", "PlanCache", "PlanKey", "PlanRecord", "default_folder", "size_from_text"]
+__all__ = ["KERNELS", "LIMIT_BYTES", "PlanCache", "PlanKey", "PlanRecord", "default_folder", "size_from_text"]

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+KERNELS = "kernels"
+"""What an entry holds that is no plan, but what a back end compiled when it ran one."""
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "openvino": "OpenVINO"}
 
 
@@ -16,13 +18,22 @@ class PlanKey:
 
     ``files`` is the SHA-256 of the graph's file and of its weights, by file name. ``settings`` are the back end's own:
     ``version``, ``target`` (such as ``sm89``), ``free`` (size of the free axes), precision, and whatever else changes
-    what is compiled.
+    what is compiled. What is no plan says so by ``holds``, and its file is the plan's that it belongs to.
     """
 
     engine: str
     graph: str
     files: Mapping[str, str]
     settings: Mapping[str, str]
+
+    @property
+    def holds(self) -> str:
+        """``plan`` or ``kernels``."""
+        return self.settings.get("holds", "plan")
+
+    @property
+    def is_plan(self) -> bool:
+        return self.holds != KERNELS
 
     @property
     def digest(self) -> str:

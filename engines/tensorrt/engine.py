@@ -14,6 +14,7 @@ from unibrain_rt.engines.cuda.program import DeviceProgram
 from unibrain_rt.engines.cuda.runtime import Cuda, Device
 from unibrain_rt.engines.errors import EngineError
 from unibrain_rt.engines.tensorrt.builder import write_plan
+from unibrain_rt.engines.tensorrt.kernels import KernelFile
 from unibrain_rt.engines.tensorrt.library import Kind, Library, Tell, install_advice
 from unibrain_rt.engines.tensorrt.session import TensorRtSession
 
@@ -24,6 +25,7 @@ class TensorRtEngine(AheadEngine):
     """TensorRT or TensorRT-RTX on the first CUDA device; without one, it compiles for others at most."""
 
     concurrent = True
+    on_device = True
 
     def __init__(self, library: Library, settings: Settings, cuda: Any = None) -> None:
         """``cuda``: bindings of the CUDA runtime, by default those installed."""
@@ -53,9 +55,12 @@ class TensorRtEngine(AheadEngine):
 
     def _open_impl(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> Session:
         memory = self._on_device()
-        plan = self.plan(graph, free)
+        plan, library = self.plan(graph, free), self._library
+        kernels = None
+        if library.keeps_kernels:
+            kernels = KernelFile.beside(plan, graph.name, library, self._here(), self.cache)
         return TensorRtSession(
-            self._library, plan, graph, free, memory, shared, self._tell_once, self._capture
+            library, plan, graph, free, memory, shared, self._tell_once, self._capture, kernels
         )
 
     def _settings(self, graph: GraphSpec, free: int, target: str | None) -> Mapping[str, str]:

@@ -24,7 +24,8 @@ _WORKSPACE_SHARE = 4
 class Kind:
     """``tensorrt`` or ``tensorrt-rtx``: the modules that may hold it, and the project's extra that brings it.
 
-    ``ahead``: it compiles for GPUs that are not here. ``quick``: it does so within seconds.
+    ``ahead``: it compiles for GPUs that are not here, and leaves their kernels to the machine that runs a plan.
+    ``quick``: it compiles within seconds.
     """
 
     engine: str
@@ -62,6 +63,11 @@ class Library:
     def runs_on(self, device: Device) -> bool:
         """Whether it has kernels for a device, as far as it tells."""
         return not self.kind.ahead or device.target in self.targets()
+
+    @property
+    def keeps_kernels(self) -> bool:
+        """Whether what it compiles at the first run can be kept for later processes; its first versions had no way."""
+        return self.kind.ahead and hasattr(self.module, "IRuntimeCache")
 
     def logger(self) -> Any:
         """A logger that keeps the last error as ``problem`` and prints nothing."""

@@ -26,9 +26,17 @@ from unibrain_rt.export.bundle_folder import (
 )
 from unibrain_rt.export.datasets.dataset import Dataset
 from unibrain_rt.export.datasets.options import DataFiles, data_options
-from unibrain_rt.export.fitting.subject_fit import CaptionsUsed, FitOptions, fit_dataset, write_fit
+from unibrain_rt.export.fitting.storage_options import in_bytes, storage_options
+from unibrain_rt.export.fitting.subject_fit import (
+    CaptionsUsed,
+    FitOptions,
+    fit_dataset,
+    work_folder,
+    write_fit,
+)
 from unibrain_rt.export.progress import Watch
-from unibrain_rt.export.ridge import ALPHAS, FOLDS, Calibration, RidgeFit
+from unibrain_rt.export.ridge import ALPHAS, Calibration, RidgeFit
+from unibrain_rt.export.ridge.storage import Storage
 from unibrain_rt.subject import Subject
 
 _path = click.Path(path_type=Path)
@@ -49,8 +57,11 @@ _path = click.Path(path_type=Path)
     help=f"Ridge penalty; repeat it to choose among several.  [default: {ALPHAS[0]:g} to {ALPHAS[-1]:g}]",
 )
 @click.option(
-    "--folds", type=click.IntRange(2), default=FOLDS, show_default=True, help="Of cross-validation."
+    "--folds",
+    type=click.IntRange(2),
+    help="Of cross-validation.  [default: each stimulus is left out in turn]",
 )
+@click.option("--weigh-repeats", is_flag=True, help="Let a mean count as often as its stimulus was scanned.")
 @click.option(
     "--calibration",
     type=click.Choice(["variance", "none"]),
@@ -65,14 +76,10 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="Text targets: of a stimulus' first caption, or their mean over all.",
 )
+@storage_options
 @click.option(
-    "--fidelity",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.999,
-    show_default=True,
-    help="Share of the predictions' variance that the stored factors keep.",
+    "--work", type=_path, help="Keep targets and progress here; after a break, the same fit goes on."
 )
-@click.option("--exact", is_flag=True, help="Store whole weight matrices instead of factors.")
 @engine_option
 @threads_option
 @json_option("what was fitted")
@@ -84,19 +91,24 @@ def command(
     out: Path | None,
     overwrite: bool,
     alphas: tuple[float, ...],
-    folds: int,
+    folds: int | None,
+    weigh_repeats: bool,
     calibration: Calibration,
     captions_used: CaptionsUsed,
     fidelity: float,
+    max_size: float | None,
+    storage: Storage,
     exact: bool,
+    work: Path | None,
     engine: str,
     threads: int | None,
     json_file: str | None,
 ) -> None:
     """Learn to decode a subject's scans: four ridge heads, from betas to the bundle's latents and contexts.
 
-    What was shown and said is encoded by the bundle's own encoders. Each head's penalty is chosen by
-    cross-validation. The data are NSD's folders (--nsd), or plain files (--scans, --images, --captions).
+    What was shown and said is encoded by the bundle's own encoders. Each head's penalty is chosen by exact
+    cross-validation. With --work, a fit that was interrupted goes on where it stood. The data are NSD's folders
+    (--nsd), or plain files (--scans, --images, --captions).
     """
     data.check()
     if data.scans is not None and (data.coco is not None or single_trials):
@@ -108,20 +120,39 @@ def command(
     opened = Bundle.open(bundle)
     _check_target(opened, subject, bundle, out, overwrite)
     report = JsonReport(json_file, bundle=opened.folder, inputs=data.inputs)
-    options = FitOptions(alphas or ALPHAS, folds, calibration, captions_used, fidelity, exact)
+    options = FitOptions(
+        alphas or ALPHAS,
+        folds,
+        calibration,
+        captions_used,
+        weigh_repeats,
+        fidelity,
+        in_bytes(max_size),
+        storage,
+        exact,
+    )
     runner = create_engine(engine, threads)
     dataset = data.read(subject, "train", watch.say, average=not single_trials)
     watch.lap("read")
-    fits = fit_dataset(opened, runner, dataset, options, watch.say)
-    watch.lap("fit")
-    watch.say("writing the subject")
-    write = partial(write_fit, dataset=dataset, fits=fits, options=options)
-    if out is None:
-        add_subject(opened.folder, write, subject, overwrite=overwrite)
-    else:
-        with new_folder(out, overwrite=overwrite) as folder:
-            copy_bundle(opened.folder, folder)
-            add_subject(folder, write, subject, overwrite=True)
+    with work_folder(opened, dataset, options, work) as journal:
+        fits = fit_dataset(opened, runner, dataset, journal, options, watch.say)
+        watch.lap("fit")
+        watch.say("writing the subject")
+        write = partial(
+            write_fit,
+            dataset=dataset,
+            fits=fits,
+            options=options,
+            encoders=opened.encoders,
+            journal=journal,
+            report=watch.say,
+        )
+        if out is None:
+            add_subject(opened.folder, write, subject, overwrite=overwrite)
+        else:
+            with new_folder(out, overwrite=overwrite) as folder:
+                copy_bundle(opened.folder, folder)
+                add_subject(folder, write, subject, overwrite=True)
     watch.lap("write")
     target = out or opened.folder
     record = describe(
@@ -159,6 +190,8 @@ def describe(
                 "alpha": head.alpha,
                 "rank": head.rank,
                 "fidelity": head.fidelity,
+                "storage": subject.storage(name),
+                "size_bytes": subject.size_bytes(name),
                 "alphas": dict(
                     zip((f"{alpha:g}" for alpha in fits[name].alphas), fits[name].alpha_scores, strict=True)
                 ),

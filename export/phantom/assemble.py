@@ -73,6 +73,7 @@ def assemble(
                 mask=mask(model),
                 rois=named_regions(model),
                 fidelity=FIDELITY,
+                encoders=bundle.encoders,
                 provenance=about,
             )
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": ("unibrain_rt.cli.verify", "Compare a bundle's graphs with recorded reference outputs."),
     "export": ("unibrain_rt.export.cli", "Turn a published checkpoint into a bundle."),
     "fit": ("unibrain_rt.export.fitting.cli", "Fit a subject from scans, stimuli and captions."),
+    "subjects": ("unibrain_rt.export.fitting.subjects_cli", "Bring in subjects that were fitted elsewhere."),
     "evaluate": ("unibrain_rt.export.evaluation.cli", "Score decodes of test scans and write a report."),
     "export-features": (
         "unibrain_rt.export.evaluation.features_cli",
@@ -32,6 +33,7 @@ COMMANDS = {
 _EXTRAS = {
     "export": "export",
     "fit": "export",
+    "subjects": "export",
     "evaluate": "export",
     "export-features": "export",
     "phantom": "export",

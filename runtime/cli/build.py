@@ -17,12 +17,14 @@ from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import cache_option
 from unibrain_rt.cli.tables import size_text, table
-from unibrain_rt.engines import ENGINES, EngineError, GraphSpec, create_engine
+from unibrain_rt.engines import ENGINES, Engine, EngineError, GraphSpec, create_engine
 from unibrain_rt.engines.ahead import AheadEngine, BuildResult
 from unibrain_rt.engines.catalogue import ENGINE_VARIABLE
 from unibrain_rt.engines.plans import PlanCache, PlanRecord, size_from_text
-from unibrain_rt.errors import one_line
+from unibrain_rt.errors import BundleError, InputError, one_line
+from unibrain_rt.ridge_graph import ridge_graph
 from unibrain_rt.stages import decode_graphs
+from unibrain_rt.subject_files import GRAPH_FILE
 
 _TARGET = re.compile(r"sm\d{2,3}[a-z]?")
 
@@ -49,6 +51,9 @@ def _targets(ctx: click.Context, option: click.Parameter, text: str) -> tuple[st
 )
 @click.option("--preset", "presets", multiple=True, help="Preset to build for.  [default: all of the bundle]")
 @click.option(
+    "--subject", "names", multiple=True, help="Subject whose heads to build.  [default: all of the bundle]"
+)
+@click.option(
     "--target",
     "targets",
     callback=_targets,
@@ -73,6 +78,7 @@ def command(
     bundle: Path | None,
     engine: str | None,
     presets: tuple[str, ...],
+    names: tuple[str, ...],
     targets: tuple[str, ...],
     cache: Path | None,
     fallbacks: bool,
@@ -86,11 +92,14 @@ def command(
 ) -> None:
     """Compile every graph that decodes with BUNDLE run, so that none has to wait for it.
 
+    For a GPU, each subject's ridge heads are one of them.
+
     BUNDLE is the shipped phantom where none is named. What is compiled already is not compiled again; a row tells
-    for each graph whether it was there, and else why not. --list shows what the cache holds; --prune makes it as small
+    for each graph whether it was there, and else why not. With an engine that compiles nothing ahead (cuda), every
+    graph is opened to see that no kernel is missing. --list shows what the cache holds; --prune makes it as small
     as its limit (40 GB, or UNIBRAIN_RT_CACHE_LIMIT), or smaller, and what was not used for longest goes first.
     """
-    building = bundle is not None or engine is not None or presets or targets or fallbacks or force
+    building = bundle is not None or engine is not None or presets or names or targets or fallbacks or force
     if (listing or prune) and (building or (listing and prune)):
         raise click.UsageError("--list and --prune stand alone, with --cache and --json")
     if not prune and (older_than is not None or keep is not None or everything):
@@ -109,11 +118,15 @@ def command(
         raise click.UsageError(f"name the engine to build for with --engine: {', '.join(ENGINES)}")
     opened = Bundle.open(bundle)
     graphs = _graphs(opened, presets or tuple(opened.presets), fallbacks)
+    for name in names:
+        if name not in opened.subjects:
+            raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(opened.subjects)}")
     running = create_engine(engine, cache=cache, targets=targets, tell=_note)
+    heads, broken = _heads(opened, names or opened.subjects) if running.on_device else ([], False)
     report = JsonReport(json_file, bundle=opened.folder)
-    failed = _build(running, graphs, targets or (None,), force, report, str(opened.folder))
+    failed = _build(running, graphs + heads, targets or (None,), force, report, str(opened.folder))
     report.close()
-    if failed:
+    if failed or broken:
         raise SystemExit(EngineError.exit_code)
 
 
@@ -128,8 +141,25 @@ def _graphs(bundle: Bundle, presets: Sequence[str], fallbacks: bool) -> list[tup
     return graphs + twins
 
 
+def _heads(bundle: Bundle, names: Sequence[str]) -> tuple[list[tuple[GraphSpec, int]], bool]:
+    """Graphs of these subjects' heads, and whether a subject is broken, which keeps no other from being built."""
+    found, broken = [], False
+    for name in names:
+        try:
+            graph = ridge_graph(bundle, bundle.subject(name))
+        except BundleError as error:
+            complain(str(error))
+            broken = True
+            continue
+        if graph is not None:
+            found.append((graph, 1))
+        else:
+            _note(f"{name}: has no {GRAPH_FILE}: its heads are applied on the host; fit or import it again")
+    return found, broken
+
+
 def _build(
-    engine: object,
+    engine: Engine,
     graphs: Sequence[tuple[GraphSpec, int]],
     targets: Sequence[str | None],
     force: bool,
@@ -138,7 +168,7 @@ def _build(
 ) -> bool:
     """Build all, a row each as it is done; whether any failed."""
     rows: list[dict[str, Any]] = []
-    name = getattr(engine, "name", "")
+    name, failed = engine.name, False
     if isinstance(engine, AheadEngine):
         for target in targets:
             for graph, free in graphs:
@@ -150,12 +180,27 @@ def _build(
         hits = sum(row["hit"] is True for row in rows)
         total = f"{len(built)} built in {seconds:.1f} s, {hits} were there; {size_text(size_bytes)}"
         _print(report, f"{total} in {engine.cache.folder}")
+        failed = any(row["error"] is not None for row in rows)
+    # What another GPU runs, nobody can see here.
+    elif failed := None in targets and not _check(engine, graphs):
+        _print(report, f"{name} compiles nothing ahead of time, and does not run every graph as it should")
     else:
         _print(report, f"{name} compiles nothing ahead of time: decode at once")
-    failed = any(row["error"] is not None for row in rows)
     folder = str(engine.cache.folder) if isinstance(engine, AheadEngine) else None
     report.add({"bundle": bundle, "engine": name, "cache": folder, "ok": not failed, "plans": rows})
     return failed
+
+
+def _check(engine: Engine, graphs: Sequence[tuple[GraphSpec, int]]) -> bool:
+    """Whether every graph runs as fast as it was made to; a complaint for each that does not."""
+    fine = True
+    for graph, free in graphs:
+        try:
+            engine.check(graph, free)
+        except EngineError as error:
+            complain(str(error))
+            fine = False
+    return fine
 
 
 def _row(engine: AheadEngine, graph: GraphSpec, free: int, target: str | None, force: bool) -> dict[str, Any]:
@@ -183,7 +228,9 @@ def _row(engine: AheadEngine, graph: GraphSpec, free: int, target: str | None, f
 def _row_text(row: dict[str, Any]) -> str:
     """A row, in columns that are wide enough for every graph of a bundle."""
     file = row["file"].removesuffix(".onnx")
-    label = file if row["free"] == 1 else f"{file} ({row['free']})"
+    # All subjects' heads are in files of one name.
+    label = row["graph"] if row["file"] == GRAPH_FILE else file
+    label = label if row["free"] == 1 else f"{label} ({row['free']})"
     if row["error"] is not None:
         done = "failed"
     else:
@@ -195,11 +242,11 @@ def _row_text(row: dict[str, Any]) -> str:
 def _show(plans: PlanCache, report: JsonReport) -> None:
     found = plans.plans()
     if found:
-        for line in table(_listing(found), right={4, 5}):
+        for line in table(_listing(found), right={5, 6}):
             _print(report, line)
     total = size_text(sum(record.size_bytes for record in found))
     limit = size_text(plans.limit_bytes)
-    _print(report, f"{len(found)} plans, {total} of at most {limit}, in {plans.folder}")
+    _print(report, f"{_count(found)}, {total} of at most {limit}, in {plans.folder}")
     facts = {"cache": str(plans.folder), "limit_bytes": plans.limit_bytes}
     report.add({**facts, "plans": [_plan(record) for record in found]})
 
@@ -209,14 +256,21 @@ def _prune(
 ) -> None:
     removed = plans.prune(limit_bytes=keep, unused_for_days=older_than, everything=everything)
     if removed:
-        for line in table(_listing(removed), right={4, 5}):
+        for line in table(_listing(removed), right={5, 6}):
             _print(report, line)
     freed = size_text(sum(record.size_bytes for record in removed))
     left = plans.plans()
     kept = size_text(sum(record.size_bytes for record in left))
-    _print(report, f"removed {len(removed)} plans, {freed}; {len(left)} are left, {kept}, in {plans.folder}")
+    _print(report, f"removed {_count(removed)}, {freed}; {_count(left)} are left, {kept}, in {plans.folder}")
     facts = {"cache": str(plans.folder), "removed": [_plan(record) for record in removed]}
     report.add({**facts, "plans": [_plan(record) for record in left]})
+
+
+def _count(records: Sequence[PlanRecord]) -> str:
+    """How many plans; what a back end compiled when it ran them is told of where there is any."""
+    plans = sum(record.key.is_plan for record in records)
+    kernels = len(records) - plans
+    return f"{plans} plans and the kernels of {kernels}" if kernels else f"{plans} plans"
 
 
 def _listing(records: Sequence[PlanRecord]) -> list[list[str]]:
@@ -225,6 +279,7 @@ def _listing(records: Sequence[PlanRecord]) -> list[list[str]]:
             record.key.engine,
             record.key.settings.get("version", "?"),
             record.key.graph,
+            record.key.holds,
             record.key.settings.get("target", "–"),
             size_text(record.size_bytes),
             f"{record.seconds:.1f} s",
@@ -233,7 +288,7 @@ def _listing(records: Sequence[PlanRecord]) -> list[list[str]]:
         ]
         for record in records
     ]
-    return [["engine", "version", "graph", "target", "size", "took", "built", "used"], *rows]
+    return [["engine", "version", "graph", "holds", "target", "size", "took", "built", "used"], *rows]
 
 
 def _plan(record: PlanRecord) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from unibrain_rt.engines import GraphSpec
 from unibrain_rt.errors import one_line
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
-from unibrain_rt.subject import TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import TENSOR_FILE
 
 
 @click.command("info", cls=JsonCommand, short_help="Show what a bundle holds.")
@@ -116,6 +117,8 @@ def _subject(subject: Subject, size_bytes: Mapping[str, int]) -> dict[str, Any]:
                 "alpha": head.alpha,
                 "held_out_correlation": head.held_out_correlation,
                 "fidelity": head.fidelity,
+                "storage": subject.storage(name),
+                "size_bytes": subject.size_bytes(name),
             }
             for name, head in subject.heads.items()
         },
@@ -166,18 +169,20 @@ def _lines(described: Mapping[str, Any]) -> Iterable[str]:
         yield f"subject {cell_text(name)}: {subject['voxels']:,} voxels, {mask}{size}"
         yield from table(
             [
-                ["head", "shape", "rank", "alpha", "held-out r", "fidelity"],
+                ["head", "shape", "rank", "stored as", "size", "alpha", "held-out r", "fidelity"],
                 *(
                     [
                         head,
                         _shape(values["shape"]),
                         "exact" if values["rank"] is None else f"{values['rank']}",
+                        values["storage"],
+                        size_text(values["size_bytes"]),
                         *(_number(values[key]) for key in ("alpha", "held_out_correlation", "fidelity")),
                     ]
                     for head, values in subject["heads"].items()
                 ),
             ],
-            right={2, 3, 4, 5},
+            right={2, 4, 5, 6, 7},
         )
         yield from _facts(subject["fitted_on"], "fitted on")
     if not described["subjects"]:

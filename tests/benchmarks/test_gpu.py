@@ -16,10 +16,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-from unibrain_rt.benchmarks import gpu  # noqa: E402
+from unibrain_rt.benchmarks.gpu.comparison import run  # noqa: E402
+from unibrain_rt.benchmarks.gpu.page import page  # noqa: E402
+from unibrain_rt.benchmarks.gpu.rounds import WORKS, compare, summarise  # noqa: E402
 from unibrain_rt.benchmarks.whole_decodes import FLOWS, Decoded, EngineVariant, Scan  # noqa: E402
 from unibrain_rt.bundle import Bundle  # noqa: E402
-from unibrain_rt.engines import EngineError, create_engine  # noqa: E402
+from unibrain_rt.engines import EngineError, create_engine, probe  # noqa: E402
 
 
 def decoded(offset: float = 0.0, tokens: tuple[int, ...] = (1, 2)) -> Decoded:
@@ -28,7 +30,7 @@ def decoded(offset: float = 0.0, tokens: tuple[int, ...] = (1, 2)) -> Decoded:
 
 
 def test_a_dry_run_goes_the_whole_way(golden_dir: Path, golden_bundle: Path) -> None:
-    results = gpu.run(
+    results = run(
         golden_dir,
         Bundle.open(golden_bundle),
         config=golden_dir / "config.json",
@@ -38,7 +40,7 @@ def test_a_dry_run_goes_the_whole_way(golden_dir: Path, golden_bundle: Path) -> 
         dry=True,
         say=lambda line: None,
     )
-    text = gpu.page(json.loads(json.dumps(results, allow_nan=False)))
+    text = page(json.loads(json.dumps(results, allow_nan=False)))
     assert "A dry run on a CPU" in text
     names = {"onnxruntime", "torch eager", "torch.compile"}
     assert set(results["parity"]) == set(results["milliseconds"]["decode"]) == names
@@ -65,9 +67,9 @@ def test_the_phantom_decodes_too(phantom_bundle: Path) -> None:
 
 
 def test_decodes_are_compared() -> None:
-    same = gpu.compare(decoded(), decoded())
+    same = compare(decoded(), decoded())
     assert same == {"psnr_db": 200, "image_latent_error": 0, "text_latent_error": 0, "same_tokens": True}
-    other = gpu.compare(decoded(0.1, (1, 3)), decoded())
+    other = compare(decoded(0.1, (1, 3)), decoded())
     assert other["psnr_db"] == pytest.approx(20, abs=1e-3)
     assert other["image_latent_error"] == pytest.approx(0.1, abs=1e-6)
     assert other["same_tokens"] is False
@@ -75,8 +77,8 @@ def test_decodes_are_compared() -> None:
 
 def test_the_page_of_a_gpu_has_every_ratio() -> None:
     names = ("cuda", "cuda, no graphs", "torch eager", "torch.compile")
-    one = {work: {name: 100.0 * (place + 1) for place, name in enumerate(names)} for work in gpu.WORKS}
-    summary = gpu.summarise([one, one])
+    one = {work: {name: 100.0 * (place + 1) for place, name in enumerate(names)} for work in WORKS}
+    summary = summarise([one, one])
     assert {name: spread["median"] for name, spread in summary["ratios"].items()} == {
         "over torch eager": 3,
         "over torch.compile": 4,
@@ -86,11 +88,11 @@ def test_the_page_of_a_gpu_has_every_ratio() -> None:
 
 
 def test_without_a_gpu_it_is_one_line(tmp_path: Path, tiny_template: Path, repository: Path) -> None:
-    if gpu.probe("cuda").usable:
+    if probe("cuda").usable:
         pytest.skip("there is a GPU")
-    run = partial(gpu.run, config=None, preset="paper", rounds=1, tokens=1, say=print)
+    unmeasured = partial(run, config=None, preset="paper", rounds=1, tokens=1, say=print)
     with pytest.raises(EngineError, match="--dry-run checks this benchmark on a CPU"):
-        run(tmp_path, Bundle.open(tiny_template), dry=False)
+        unmeasured(tmp_path, Bundle.open(tiny_template), dry=False)
     script = repository / "benchmarks" / "gpu.sh"
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(

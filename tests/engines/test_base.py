@@ -246,6 +246,30 @@ def test_a_program_runs_its_calls_in_order_row_by_row(tmp_path: Path) -> None:
     assert all(spent >= 0 for spent in program.milliseconds)
 
 
+def test_what_is_fed_back_starts_from_what_another_gave(tmp_path: Path) -> None:
+    """In the first run of every start; the other session may be in a program of its own."""
+    first, second = (AddingSession(adder(tmp_path, name), 1) for name in ("a", "b"))
+    giving = RecordingEngine().program([Call(first)])
+    program = RecordingEngine().program([Call(second, 3, starts={"total": (first, "next_total")})])
+    second.write("row", 1.0)
+    for start in (10.0, 20.0):
+        first.write("total", start)
+        giving.start()
+        program.start()
+        np.testing.assert_array_equal(second.read("next_total"), [[start + 3, start + 3]])
+        np.testing.assert_array_equal(first.read("next_total"), [[start, start]])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("row", "is not of the shape and type"), ("other", "no tensor")]
+)
+def test_what_another_gives_has_to_fit(tmp_path: Path, name: str, problem: str) -> None:
+    first, second = (AddingSession(adder(tmp_path, name), 1) for name in ("a", "b"))
+    for given in ("takes", "starts"):
+        with pytest.raises(EngineError, match=f"graph b.*{problem}"):
+            RecordingEngine().program([Call(first), Call(second, **{given: {name: (first, "next_total")}})])
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 2), (3, 2), (3, 1, 3)])
 def test_a_table_without_a_row_for_every_run_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     session = AddingSession(adder(tmp_path, "a"), 1)

@@ -52,6 +52,7 @@ def test_a_subject_is_entered_with_its_files(tiny_bundle: Path, template: Path) 
     assert set(manifest["files"]) - set(old["files"]) == {
         "subjects/sub-09/subject.json",
         "subjects/sub-09/heads.safetensors",
+        "subjects/sub-09/ridge.onnx",
     }
     after = contents(tiny_bundle)
     assert {name: after[name] for name in before if name != "bundle.json"} == {

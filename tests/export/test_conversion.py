@@ -22,6 +22,7 @@ from unibrain_rt.engines import GraphSpec, create_engine
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.export.conversion import convert_bundle
 from unibrain_rt.export.graph_folder import GraphFolder
+from unibrain_rt.ridge_graph import ridge_graph
 
 Run = Callable[..., Any]
 SCANS = 2
@@ -87,6 +88,19 @@ def test_fp16_keeps_all_else(half: Path, phantom_bundle: Path) -> None:
     others = {name: record for name, record in old.files.items() if not name.startswith("graphs/")}
     assert {name: new.files[name] for name in others} == others
     assert set(contents(half)) == {*new.files, "bundle.json"}
+
+
+def test_older_subjects_get_graphs_of_their_heads(tiny: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Of the same bytes as if they had been fitted now."""
+    path = tiny_bundle / "subjects" / "sub-01" / "ridge.onnx"
+    whole = path.read_bytes()
+    for _ in range(2):  # with it, and without
+        convert_bundle(tiny_bundle, tmp_path / "out", precision="fp32", overwrite=True)
+        assert (tmp_path / "out" / "subjects" / "sub-01" / "ridge.onnx").read_bytes() == whole
+        found = Bundle.open(tmp_path / "out")
+        assert ridge_graph(found, found.subject()) is not None
+        path.unlink(missing_ok=True)
+        tiny.seal(tiny_bundle)
 
 
 def test_fp16_graphs_state_it(half: Path, phantom_bundle: Path) -> None:

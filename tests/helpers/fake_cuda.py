@@ -63,6 +63,8 @@ class Operation:
     kind: str
     details: dict[str, Any]
     action: Callable[[], None]
+    event: Event | None = None
+    """The one that it records."""
 
 
 @dataclass(eq=False)
@@ -102,7 +104,7 @@ class Executable:
 
 
 class FakeCuda:
-    """``capability`` of the one device, its memory in bytes, and ways to go wrong:
+    """``capability`` of the one device, its ``name``, its memory in bytes, and ways to go wrong:
 
     ``fail`` makes a call fail; ``deaf``: kernels do not reach a captured stream, as those of an engine on another device;
     ``stale``: a replay does nothing; ``lossy``: back ends are to change the numbers while ``replaying``; ``devices`` 0 and ``driver`` False: none is there.
@@ -114,6 +116,7 @@ class FakeCuda:
     def __init__(self, capability: tuple[int, int] = (8, 9), memory: int = 8 << 30) -> None:
         self.capability, self.memory = capability, memory
         self.devices, self.driver = 1, True
+        self.name = "Stand-in GPU"
         self.deaf = self.stale = self.lossy = self.replaying = False
         self.trace: list[tuple[str, dict[str, Any]]] = []
         self.faults: list[str] = []
@@ -181,8 +184,15 @@ class FakeCuda:
 
     # --- What streams do ------------------------------------------------------------------------------------
 
-    def _give(self, stream: Stream, kind: str, action: Callable[[], None], **details: Any) -> Error:
-        operation = Operation(kind, {"stream": stream.number, **details}, action)
+    def _give(
+        self,
+        stream: Stream,
+        kind: str,
+        action: Callable[[], None],
+        event: Event | None = None,
+        **details: Any,
+    ) -> Error:
+        operation = Operation(kind, {"stream": stream.number, **details}, action, event)
         if stream.captured is not None:
             if stream.broken:
                 return self._failed(Error.cudaErrorStreamCaptureInvalidated)
@@ -249,7 +259,9 @@ class FakeCuda:
         if code == OK and device >= self.devices:
             code = self._failed(Error.cudaErrorNoDevice)
         major, minor = self.capability
-        return code, SimpleNamespace(name=b"Stand-in GPU\0\0", major=major, minor=minor, integrated=0)
+        return code, SimpleNamespace(
+            name=self.name.encode() + b"\0\0", major=major, minor=minor, integrated=0
+        )
 
     def cudaMemGetInfo(self) -> tuple[Error, int, int]:
         return self._entered("cudaMemGetInfo"), self.memory - self.used, self.memory
@@ -409,7 +421,7 @@ class FakeCuda:
             event.time = float(next(self._clock))
             event.captured_by = None
 
-        code = self._give(stream, "event", happen)
+        code = self._give(stream, "event", happen, event)
         if stream.captured is None:
             event.mark, event.captured_by = (stream, stream.end), None
         return code
@@ -472,14 +484,22 @@ class FakeCuda:
             self.faults.append("a destroyed graph was launched")
             return (self._failed(Error.cudaErrorInvalidResourceHandle),)
 
-        def replay() -> None:
-            self.replaying = True
-            for operation in executable.graph.nodes:
-                if not self.stale or operation.kind == "event":
-                    self._do(operation)
-            self.replaying = False
+        def replayed(operation: Operation) -> Callable[[], None]:
+            def replay() -> None:
+                self.replaying = True
+                operation.action()
+                self.replaying = False
 
-        return (self._give(stream, "graph", replay),)
+            return replay
+
+        for operation in executable.graph.nodes:
+            if not self.stale or operation.event is not None:
+                again = Operation(operation.kind, operation.details, replayed(operation), operation.event)
+                stream.pending.append(again)
+            if operation.event is not None:
+                # Who waits for an event of a graph from now on waits for its place in this launch.
+                operation.event.mark = (stream, stream.end)
+        return (OK,)
 
     def cudaGraphExecDestroy(self, executable: Executable) -> tuple[Error]:
         code = self._entered("cudaGraphExecDestroy")

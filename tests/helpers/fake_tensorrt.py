@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from fake_cuda import ALIGNMENT, OK, FakeCuda
+from stand_in_graphs import Graphs
 
 DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64", "INT32", "BOOL"])
 TensorIOMode = enum.Enum("TensorIOMode", ["INPUT", "OUTPUT"])
@@ -32,31 +33,6 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """Of a graph; a size of -1 is a free axis."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class Graph(Protocol):
-    """What a file computes: tensors by name, and outputs, in their order, of inputs."""
-
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
-
-    def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]: ...
-
-
-class Graphs(Protocol):
-    """Reads files of graphs: ``operators`` are (operator, node's name) of each node."""
-
-    def operators(self, path: str) -> Iterable[tuple[str, str]]: ...
-
-    def open(self, path: str) -> Graph: ...
-
-
 class ILogger:
     INTERNAL_ERROR, ERROR, WARNING = Severity.INTERNAL_ERROR, Severity.ERROR, Severity.WARNING
 
@@ -65,17 +41,62 @@ class IProgressMonitor:
     pass
 
 
+class IRuntimeCache:
+    """Kernels compiled where they run. It takes back what it gave, in the environment that it was given in."""
+
+    def __init__(self, library: FakeTensorRt, log: Any) -> None:
+        self._library, self._log = library, log
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> memoryview:
+        facts = {"environment": self._library.environment, "kernels": sorted(self.kernels)}
+        return memoryview(json.dumps(facts).encode())
+
+    def deserialize(self, blob: bytes) -> bool:
+        try:
+            facts = json.loads(blob)
+            alike = facts["environment"] == self._library.environment
+        except (ValueError, KeyError, TypeError):
+            alike = False
+        if not alike:
+            self._log.log(Severity.ERROR, "[runtimeCache.cpp::deserialize::7] another environment\nand more")
+            return False
+        self.kernels |= {*facts["kernels"]}
+        return True
+
+
+class IRuntimeConfig:
+    def __init__(self, library: FakeTensorRt, log: Any) -> None:
+        self._library, self._log = library, log
+        self._cache: IRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> IRuntimeCache | None:
+        if not self._library.caches:
+            self._log.log(Severity.ERROR, self._library.opinion)
+            return None
+        return IRuntimeCache(self._library, self._log)
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self._cache = cache
+        return True
+
+    def get_runtime_cache(self) -> IRuntimeCache | None:
+        return self._cache
+
+
 class FakeTensorRt:
     """The module. ``device`` is where it runs; None where there is none, as for one that only compiles. ``graphs`` is
     what reads and computes graphs.
 
     Ways to go wrong: ``during_capture`` is called by every run that is captured, ``refuse`` names operators that the
-    parser does not take, ``compiles`` and ``loads`` False, ``opinion`` is what it says then.
+    parser does not take, ``compiles``, ``loads`` and ``caches`` False, ``opinion`` is what it says then. ``jitted`` is
+    every kernel that was compiled for a run, ``late`` the runs of a context after which there is another one.
     """
 
     __version__ = "10.3.0.26"
     ILogger = ILogger
     IProgressMonitor = IProgressMonitor
+    IRuntimeCache, IRuntimeConfig = IRuntimeCache, IRuntimeConfig
     TensorIOMode, TensorLocation = TensorIOMode, TensorLocation
     ComputeCapability = Capability
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
@@ -85,10 +106,18 @@ class FakeTensorRt:
         self.device, self.graphs = device, graphs
         self.during_capture: Callable[[], bool] | None = None
         self.refuse: set[str] = set()
-        self.compiles = self.loads = True
+        self.compiles = self.loads = self.caches = True
+        self.driver, self.late = "580.1", 0
+        self.jitted: list[str] = []
         self.opinion = "[builder.cpp::build::42] something is odd\nand a second line"
         self.builds: list[dict[str, Any]] = []
         self.flags: list[int] = []
+
+    @property
+    def environment(self) -> list[str]:
+        """What compiled kernels depend on."""
+        assert self.device is not None
+        return [self.__version__, self.device.name, self.driver]
 
     def Builder(self, log: Any) -> Any:  # noqa: N802 - the name is TensorRT's
         return _Builder(self, log)
@@ -223,18 +252,26 @@ class _Engine:
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.DEVICE
 
-    def create_execution_context(self) -> Any:
-        return _Context(self)
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig(self.library, self.log)
+
+    def create_execution_context(self, runtime_config: IRuntimeConfig | None = None) -> Any:
+        return _Context(self, None if runtime_config is None else runtime_config.get_runtime_cache())
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: _Engine, cache: IRuntimeCache | None) -> None:
         self._engine = engine
+        # As in the library, nothing here keeps the cache: who made it has to.
+        self._cache = None if cache is None else weakref.ref(cache)
+        self._runs = 0
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._scratch = 0
 
     def __del__(self) -> None:
+        if self._cache is not None and self._cache() is None:
+            self._device.faults.append("a runtime cache went before its context")
         if self._scratch:
             self._device.cudaFree(self._scratch)
 
@@ -243,6 +280,16 @@ class _Context:
         device = self._engine.library.device
         assert device is not None
         return device
+
+    def _jit(self) -> None:
+        """Compile what this run needs, and what a thread of the library's has ready by now."""
+        self._runs += 1
+        late = [f"{self._engine.name}.late"] if self._runs == self._engine.library.late else []
+        needed = {self._engine.name, *late}
+        cache = set[str]() if self._cache is None else self._cache().kernels  # type: ignore[union-attr]
+        if self._runs == 1 or late:
+            self._engine.library.jitted += sorted(needed - cache)
+            cache |= needed
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = tuple(shape)
@@ -266,22 +313,23 @@ class _Context:
         if during is not None and device.captures(stream) and not during():
             engine.log.log(Severity.ERROR, "cannot be captured")
             return False
+        self._jit()
         addresses = dict(self._addresses)
         missing = [name for name in (*engine.graph.inputs, *engine.graph.outputs) if name not in addresses]
         if missing:
             engine.log.log(Severity.ERROR, f"{missing[0]} has no address")
             return False
-        return device.kernel(stream, engine.name, lambda: self._compute(addresses), addresses=addresses)
+        free, scratch = next((shape[0] for shape in self._shapes.values()), 1), self._scratch
 
-    def _compute(self, addresses: dict[str, int]) -> None:
-        engine, device = self._engine, self._device
-        device.array(self._scratch, (1024,), np.uint8)
-        free = next((shape[0] for shape in self._shapes.values()), 1)
-        feeds = {}
-        for name, tensor in engine.graph.inputs.items():
-            shape = tuple(free if size < 0 else size for size in tensor.shape)
-            feeds[name] = device.array(addresses[name], shape, np.dtype(tensor.dtype)).copy()
-        for name, result in zip(engine.graph.outputs, engine.graph.run(feeds), strict=True):
-            if device.lossy and device.replaying and result.dtype.kind == "f":
-                result = result + 1
-            device.array(addresses[name], result.shape, result.dtype)[...] = result
+        def compute() -> None:  # knows addresses alone: what the device is given does not keep its context
+            device.array(scratch, (1024,), np.uint8)
+            feeds = {}
+            for name, tensor in engine.graph.inputs.items():
+                shape = tuple(free if size < 0 else size for size in tensor.shape)
+                feeds[name] = device.array(addresses[name], shape, np.dtype(tensor.dtype)).copy()
+            for name, result in zip(engine.graph.outputs, engine.graph.run(feeds), strict=True):
+                if device.lossy and device.replaying and result.dtype.kind == "f":
+                    result = result + 1
+                device.array(addresses[name], result.shape, result.dtype)[...] = result
+
+        return device.kernel(stream, engine.name, compute, addresses=addresses)

@@ -27,6 +27,7 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import create_engine
 from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.outputs import plan_outputs, write_pair
+from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.stages import decode_graphs
 
 PRESET = "fast"
@@ -36,10 +37,12 @@ ABOVE = {"export", "benchmarks"}
 
 
 def build_plans(cache: Path) -> int:
-    """Compile the shipped bundle's graphs; how many there are."""
+    """Compile the shipped bundle's graphs, those of its default subject's heads, too; how many there are."""
     engine = create_engine("tensorrt", cache=cache)
     assert isinstance(engine, AheadEngine)
-    return sum(not engine.build(graph, free).hit for graph, free in decode_graphs(Bundle.open(), [PRESET]))
+    bundle = Bundle.open()
+    graphs = decode_graphs(bundle, [PRESET]) + ridge_graphs(bundle, [bundle.subject()])
+    return sum(not engine.build(graph, free).hit for graph, free in graphs)
 
 
 def decode(scan: Path, cache: Path, out: Path) -> list[str]:

@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 from fake_cuda import FakeCuda
-from fake_tensorrt import FakeTensorRt, Tensor
+from fake_tensorrt import FakeTensorRt
+from stand_in_graphs import Tensor
+
+from unibrain_rt.engines import TensorSpec
+from unibrain_rt.ridge_graph import ridge_tensors
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import DESCRIPTION_FILE
 
 _TOKENS = 7
 _SENSITIVITY = 40.0
@@ -24,9 +30,8 @@ _SENSITIVITY = 40.0
 class MadeUpGraph:
     """Outputs are waves, each of a length of its own, in a phase that every input turns."""
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        """``record``: the graph's entry in a manifest."""
-        self.inputs, self.outputs = _tensors(record["inputs"]), _tensors(record["outputs"])
+    def __init__(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        self.inputs, self.outputs = inputs, outputs
 
     def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         free = next((feeds[name].shape[0] for name, tensor in self.inputs.items() if -1 in tensor.shape), 1)
@@ -42,24 +47,35 @@ class MadeUpGraph:
         return np.cos(_pitch(name) * places + _SENSITIVITY * phase).astype(tensor.dtype)
 
 
-class ManifestGraphs:
-    """What the manifest of a graph's bundle says of it."""
+class BundleGraphs:
+    """What a graph's bundle says of it: its manifest, or the description of the subject whose heads it is."""
 
     def operators(self, path: str) -> Iterable[tuple[str, str]]:
         return []
 
     def open(self, path: str) -> MadeUpGraph:
-        folder = Path(path).parent.parent
+        file = Path(path)
+        if (file.parent / DESCRIPTION_FILE).exists():
+            return MadeUpGraph(*map(_of_specs, ridge_tensors(Subject.open(file.parent))))
+        folder = file.parent.parent
         manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-        return MadeUpGraph(next(r for r in manifest["graphs"].values() if folder / r["file"] == Path(path)))
+        record = next(each for each in manifest["graphs"].values() if folder / each["file"] == file)
+        return MadeUpGraph(_of_records(record["inputs"]), _of_records(record["outputs"]))
 
 
-def _tensors(records: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+def _of_records(records: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     return {
         record["name"]: Tensor(
             record["dtype"], tuple(s if isinstance(s, int) else -1 for s in record["shape"])
         )
         for record in records
+    }
+
+
+def _of_specs(specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
+    return {
+        spec.name: Tensor(spec.dtype, tuple(s if isinstance(s, int) else -1 for s in spec.shape))
+        for spec in specs
     }
 
 
@@ -69,4 +85,4 @@ def _pitch(name: str) -> float:
 
 
 CUDA = FakeCuda()
-TENSORRT = FakeTensorRt(CUDA, ManifestGraphs())
+TENSORRT = FakeTensorRt(CUDA, BundleGraphs())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from fake_tensorrt import Tensor
+from stand_in_graphs import Tensor
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -26,6 +26,8 @@ class OnnxGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
+        # As our own engine: products with int8 weights in fp32, not in int8.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.inputs = {node.name: _tensor(node) for node in self._session.get_inputs()}
         self.outputs = {node.name: _tensor(node) for node in self._session.get_outputs()}

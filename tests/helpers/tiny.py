@@ -328,6 +328,6 @@ def _subject(folder: Path, name: str, seed: int) -> None:
         size = int(np.prod(shape))
         values = betas @ rng.standard_normal((VOXELS, size)) / 4 + 0.1 * rng.standard_normal((60, size))
         targets[head] = values.reshape(60, *shape)
-    fits = fit_heads(betas, targets, alphas=(1.0, 10.0), folds=5)
+    fits = fit_heads(betas, targets, alphas=(1.0, 10.0))
     folder.parent.mkdir(exist_ok=True)
     write_subject(folder, name, fits, beta_scale=BETA_SCALE, mask=mask(), provenance={"simulated": True})

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save, save_file
 
 from unibrain_rt.bundle import CONSTANTS, UNCONDITIONAL, Bundle, sha256_of
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.subject import ROI_FILE
+from unibrain_rt.subject_files import ROI_FILE
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -289,3 +289,21 @@ def test_constants_that_cannot_be_used_are_refused(tiny: Any, tiny_bundle: Path,
     bundle = Bundle.open(tiny_bundle)
     with pytest.raises(BundleError, match="export the bundle again"):
         bundle.unconditional_contexts()
+
+
+def test_a_subject_of_another_bundles_encoders_is_refused(tiny: Any, tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    path = tiny_bundle / "subjects" / "sub-01" / "subject.json"
+    described = json.loads(path.read_text())
+    for encoders in (bundle.encoders, "0123456789abcdef"):
+        path.write_text(json.dumps({**described, "encoders": encoders}))
+        tiny.seal(tiny_bundle)
+        opened = Bundle.open(tiny_bundle)
+        if encoders == bundle.encoders:
+            assert opened.subject("sub-01").encoders == encoders
+            continue
+        with pytest.raises(
+            BundleError, match="fitted on another bundle's encoders; fit the subject on this"
+        ) as caught:
+            opened.subject("sub-01")
+        assert "\n" not in str(caught.value)

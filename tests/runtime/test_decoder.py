@@ -305,7 +305,7 @@ def test_heads_of_another_bundle_are_refused(
     tensors = load_file(folder / "heads.safetensors")
     described = json.loads((folder / "subject.json").read_text())
     described["heads"][head]["shape"] = [3, 5]
-    for part in ("right", "bias", "target_mean", "calibration"):
+    for part in ("right", "right_scale", "bias", "target_mean", "calibration"):
         tensors[f"{head}.{part}"] = np.ascontiguousarray(
             tensors[f"{head}.{part}"][..., :1].repeat(15, axis=-1)
         )

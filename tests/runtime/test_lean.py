@@ -19,8 +19,8 @@ LIBRARIES = ("numpy>=1.24,<2", "click")
 STAND_INS = {"tensorrt": "TENSORRT", "cuda/bindings/runtime": "CUDA"}
 """NVIDIA's modules, and what of `lean_stand_ins` each of them is."""
 STAND_IN = "import lean_stand_ins\n\ndef __getattr__(name): return getattr(lean_stand_ins.{name}, name)\n"
-GRAPHS = 6
-"""That a decode runs."""
+GRAPHS = 7
+"""That a decode runs, its subject's heads being one."""
 RUNTIME_FOLDERS = ("runtime", "engines")
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from unibrain_rt import subject as subject_module
+from unibrain_rt import factors
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.subject import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE, Subject
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 Description = dict[str, Any]
@@ -41,8 +42,12 @@ def make(dtype: str = "f2", exact: tuple[str, ...] = ()) -> tuple[Description, T
         if head in exact:
             tensors[f"{head}.left"] = rng.normal(size=(VOXELS, targets)).astype("f4")
         else:
-            tensors[f"{head}.left"] = rng.normal(size=(VOXELS, RANK)).astype(dtype)
-            tensors[f"{head}.right"] = rng.normal(size=(RANK, targets)).astype(dtype)
+            for side, extents in (("left", (VOXELS, RANK)), ("right", (RANK, targets))):
+                values = rng.normal(size=extents)
+                if dtype == "i1":
+                    tensors[f"{head}.{side}_scale"] = rng.uniform(0.01, 0.03, extents[1]).astype("f4")
+                    values = np.rint(40 * values).clip(-127, 127)
+                tensors[f"{head}.{side}"] = values.astype(dtype)
         tensors[f"{head}.bias"] = rng.normal(size=targets).astype("f4")
         tensors[f"{head}.target_mean"] = rng.normal(size=targets).astype("f4")
         many = 1 if head == "text_latent" else targets
@@ -80,9 +85,9 @@ def by_the_formula(tensors: Tensors, head: str, scans: np.ndarray[Any, Any]) -> 
     t = {key: value.astype(np.float64) for key, value in tensors.items()}
     std = t["voxel_std"]
     z = np.where(std > 0, (scans - t["voxel_mean"]) / np.where(std > 0, std, 1), 0)
-    y = z @ t[f"{head}.left"]
-    if f"{head}.right" in t:
-        y = y @ t[f"{head}.right"]
+    y = z
+    for side in ("left", "right") if f"{head}.right" in t else ("left",):
+        y = y @ t[f"{head}.{side}"] * t.get(f"{head}.{side}_scale", 1.0)
     y = y + t[f"{head}.bias"]
     mean = t[f"{head}.target_mean"]
     return (mean + t[f"{head}.calibration"] * (y - mean)).reshape(len(scans), *SHAPES[head])
@@ -98,13 +103,13 @@ def check_line(message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "exact"), [("f2", ()), ("f4", ()), ("f2", HEADS), ("f2", ("image_latent",))]
+    ("dtype", "exact"), [("i1", ()), ("f2", ()), ("f4", ()), ("f2", HEADS), ("i1", ("image_latent",))]
 )
-@pytest.mark.parametrize("block_bytes", [4 << 20, 64])
+@pytest.mark.parametrize("tile_bytes", [2 << 20, 64])
 def test_predictions_follow_the_formula(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, exact: tuple[str, ...], block_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, exact: tuple[str, ...], tile_bytes: int
 ) -> None:
-    monkeypatch.setattr(subject_module, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(factors, "_TILE_BYTES", tile_bytes)
     description, tensors = make(dtype, exact)
     subject = Subject.open(put(tmp_path / "s", description, tensors))
     scans = betas(6, VOXELS)
@@ -118,8 +123,11 @@ def test_predictions_follow_the_formula(
 
 
 @pytest.mark.parametrize("exact", [(), HEADS])
-def test_a_scan_decodes_the_same_alone_as_in_company(tmp_path: Path, exact: tuple[str, ...]) -> None:
-    subject = Subject.open(put(tmp_path / "s", *make(exact=exact)))
+@pytest.mark.parametrize("dtype", ["i1", "f2"])
+def test_a_scan_decodes_the_same_alone_as_in_company(
+    tmp_path: Path, exact: tuple[str, ...], dtype: str
+) -> None:
+    subject = Subject.open(put(tmp_path / "s", *make(dtype, exact)))
     scans = betas(33, VOXELS)
     together = subject.predict(scans)
     for row in (0, 1, 17, 32):
@@ -151,15 +159,22 @@ def test_constant_voxels_count_for_nothing(tmp_path: Path) -> None:
         np.testing.assert_array_equal(prediction, subject.predict(moved)[head])
 
 
-def test_factors_are_never_whole_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject_module, "_BLOCK_BYTES", 256 << 10)
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_factors_are_never_whole_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    monkeypatch.setattr(factors, "_TILE_BYTES", 64 << 10)
+    monkeypatch.setattr(factors, "usable_cores", lambda: 1)
     description, tensors = make()
     wide, rank = 20_000, 100
     description["heads"]["image_latent"] |= {"shape": [wide], "rank": rank}
-    tensors["image_latent.left"] = np.ones((VOXELS, rank), np.float16)
-    tensors["image_latent.right"] = np.ones((rank, wide), np.float16)
+    tensors["image_latent.left"] = np.ones((VOXELS, rank), dtype)
+    tensors["image_latent.right"] = np.ones((rank, wide), dtype)
     for name in ("bias", "target_mean", "calibration"):
         tensors[f"image_latent.{name}"] = np.ones(wide, np.float32)
+    if dtype == np.int8:
+        tensors["image_latent.left_scale"] = np.ones(rank, np.float32)
+        tensors["image_latent.right_scale"] = np.ones(wide, np.float32)
     subject = Subject.open(put(tmp_path / "s", description, tensors))
     scan = betas(VOXELS)
     tracemalloc.start()
@@ -284,6 +299,7 @@ def change_head(**values: Any) -> Callable[[Description], None]:
         (change_head(held_out_correlation=1.5), "held_out_correlation of text_latent"),
         (change_head(fidelity=1.01), "fidelity of text_latent"),
         (change(fitted_on=[1]), "fitted_on is a list"),
+        (change(encoders=3), "encoders is 3"),
     ],
 )
 def test_descriptions_that_do_not_fit(
@@ -313,6 +329,8 @@ def spoil(name: str, value: float) -> Callable[[Tensors], None]:
         (lambda t: t.pop("text_latent.bias"), "has no text_latent.bias"),
         (lambda t: t.clear(), "has no"),
         (replace("video.left", np.ones(3, "f4")), "unknown video.left"),
+        (replace("text_latent.left", np.ones((VOXELS, RANK), "i1")), "has no text_latent.left_scale"),
+        (replace("text_latent.left_scale", np.ones(RANK, "f4")), "unknown text_latent.left_scale"),
         (replace("voxel_std", np.ones(VOXELS, "f8")), "voxel_std is F64 (30,)"),
         (replace("voxel_std", np.ones((VOXELS, 1), "f4")), "voxel_std is F32 (30, 1)"),
         (replace("text_latent.left", np.ones((VOXELS, RANK), "i2")), "text_latent.left is I16"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unibrain_rt.tensor_file import map_tensors, type_name
+from unibrain_rt.tensor_file import map_tensors, tensor_offsets, type_name
 
 TYPES = {
     "F64": "f8",
@@ -102,6 +102,29 @@ def test_tensors_are_mapped_and_cannot_be_written(path: Path) -> None:
     assert array[-1] == 0
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
+
+
+def test_offsets_are_where_the_data_lie(path: Path) -> None:
+    arrays = {"wide": np.arange(6, dtype="f4"), "narrow": np.arange(5, dtype="i1"), "none": np.zeros(0, "f2")}
+    begins = {"wide": 0, "narrow": 24, "none": 29}
+    types = {"wide": "F32", "narrow": "I8", "none": "F16"}
+    header = {
+        name: {
+            "dtype": types[name],
+            "shape": [array.size],
+            "data_offsets": [begins[name], begins[name] + array.nbytes],
+        }
+        for name, array in arrays.items()
+    }
+    put(path, header, b"".join(array.tobytes() for array in arrays.values()))
+    raw = path.read_bytes()
+    offsets = tensor_offsets(path)
+    assert offsets.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert raw[offsets[name] : offsets[name] + array.nbytes] == array.tobytes()
+    path.write_bytes(raw[:-1])
+    with pytest.raises(ValueError, match="the header describes 29 bytes of data, but the file has 28"):
+        tensor_offsets(path)
 
 
 def test_a_map_outlives_its_name(path: Path) -> None:

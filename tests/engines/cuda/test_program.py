@@ -281,6 +281,97 @@ def test_only_what_an_earlier_call_gives_is_taken(stand: Any, tmp_path: Path) ->
         stand.engine.program([Call(after, takes={"value": (session, "next_x")})])
 
 
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_what_is_fed_back_starts_from_what_another_gave(stand: Any, tmp_path: Path, runs: int) -> None:
+    """The first run reads it where it lies, all others their own; nothing is copied, also not in the graph."""
+    giver, session = stand.open(standin.doubler(tmp_path)), stand.open(standin.walk(tmp_path))
+    calls = [Call(giver), Call(session, runs, {"row": rows_of(0, runs)}, starts={"x": (giver, "twice")})]
+    program = stand.engine.program(calls)
+    for value in range(1, 6):
+        session.rewind()
+        session.write("before", 0.5)
+        giver.write("value", value)
+        place = len(stand.fake.trace)
+        program.start()
+        program.finish()
+        now, then = walked(2 * value, rows_of(0, runs), before=0.5)
+        np.testing.assert_array_equal(session.read("next_x"), now)
+        np.testing.assert_array_equal(session.read("next_before"), then)
+        np.testing.assert_array_equal(giver.read("twice"), [[2 * value, 2 * value]])
+    trace = stand.since(place)
+    launched = [details["nodes"] for kind, details in trace if kind == "cudaGraphLaunch"]
+    assert launched == [1 + runs + 3]
+    kernels = [details["addresses"] for kind, details in trace if kind == "done:kernel"]
+    assert kernels[1]["x"] == kernels[0]["twice"]
+    assert kernels[0]["twice"] not in [addresses["x"] for addresses in kernels[2:]]
+    assert not [line for line in stand.told if "CUDA graph" in line]
+
+
+def test_a_program_waits_for_the_call_it_needs_and_no_other(stand: Any, tmp_path: Path) -> None:
+    """Of a program that was started before: captured or not, the call's place in it is what is waited for."""
+    giver = stand.open(standin.doubler(tmp_path, name="giver"))
+    long, short = (stand.open(standin.walk(tmp_path, name)) for name in ("long", "short"))
+    first = stand.engine.program([Call(giver), Call(long, RUNS, {"row": rows_of(0)})])
+    second = stand.engine.program([Call(short, 2, {"row": rows_of(1, 2)}, starts={"x": (giver, "twice")})])
+    for value in range(1, 6):
+        giver.write("value", value)
+        load(long, value)
+        short.rewind()
+        short.write("before", 0.0)
+        place = len(stand.fake.trace)
+        first.start()
+        second.start()
+        second.finish()
+        np.testing.assert_array_equal(short.read("next_x"), walked(2 * value, rows_of(1, 2))[0])
+        done = [details["name"] for kind, details in stand.since(place) if kind == "done:kernel"]
+        if value != 2:  # when both are captured, everything is awaited
+            assert done == ["giver", "short", "short"]
+        first.finish()
+        np.testing.assert_array_equal(long.read("next_x"), walked(value, rows_of(0))[0])
+
+
+def test_what_a_program_still_reads_is_not_overwritten(stand: Any, tmp_path: Path) -> None:
+    """Also where it is what an earlier call of it wrote."""
+    giver = stand.open(standin.doubler(tmp_path, name="giver"))
+    taker = stand.open(standin.doubler(tmp_path, name="taker"))
+    other = stand.open(standin.doubler(tmp_path, name="other"), shared={"twice": giver.buffer("twice")})
+    session = stand.open(standin.walk(tmp_path))
+    taking = Call(taker, takes={"value": (giver, "twice")})
+    program = stand.engine.program([Call(giver), Call(session, RUNS, {"row": rows_of(0)}), taking])
+    other.write("value", 100)
+    for value in range(1, 6):
+        giver.write("value", value)
+        load(session, 1)
+        program.start()
+        other.run()
+        np.testing.assert_array_equal(giver.read("twice"), [[200, 200]])
+        program.finish()
+        np.testing.assert_array_equal(taker.read("twice"), [[4 * value, 4 * value]])
+
+
+def test_what_cannot_be_started_from_is_refused(stand: Any, tmp_path: Path) -> None:
+    session, giver = stand.open(standin.walk(tmp_path)), stand.open(standin.doubler(tmp_path))
+    other = stand.open(standin.doubler(tmp_path, 3, "three"))
+    rows = {"row": rows_of(0, 1)}
+    with pytest.raises(EngineError, match="graph walk: row is not fed back"):
+        stand.engine.program(
+            [Call(giver), Call(session, starts={"row": (stand.open(vector(tmp_path)), "twice")})]
+        )
+    with pytest.raises(EngineError, match="graph walk: x is not of the shape and type of twice"):
+        stand.engine.program([Call(other), Call(session, 1, rows, starts={"x": (other, "twice")})])
+    with pytest.raises(EngineError, match="graph walk: takes what no earlier call gives"):
+        stand.engine.program([Call(session, 1, rows, starts={"x": (giver, "twice")}), Call(giver)])
+
+
+def vector(folder: Path) -> Any:
+    """A graph whose output is shaped as `standin.walk`'s row."""
+    nodes = [standin.helper.make_node("Add", ["value", "value"], ["twice"])]
+    record = standin.save_graph(
+        folder / "vector.onnx", nodes, {"value": ("float32", (2,))}, {"twice": ("float32", (2,))}
+    )
+    return standin.spec_of(folder, "vector", record)
+
+
 def test_on_little_memory_one_graph_is_loaded_at_a_time(stand: Any, tmp_path: Path) -> None:
     graphs = [standin.walk(tmp_path), standin.doubler(tmp_path)]
     for graph in graphs:

@@ -12,6 +12,7 @@ from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import Engine, create_engine, probe
 from unibrain_rt.engines.ahead import AheadEngine
+from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.stages import decode_graphs
 
 pytestmark = pytest.mark.gpu
@@ -47,7 +48,7 @@ def test_decodes_are_those_of_the_cpu(
     cache = tmp_path_factory.getbasetemp() / f"plans-{name}"
     engine = create_engine(name, cache=cache, tell=told.append, capture=capture)
     assert isinstance(engine, AheadEngine)
-    for graph, free in decode_graphs(bundle, [PRESET]):
+    for graph, free in decode_graphs(bundle, [PRESET]) + ridge_graphs(bundle, [bundle.subject(None)]):
         engine.build(graph, free)
     ours = decoder(bundle, engine)
     reference = decoder(Bundle.open(phantom_bundle), create_engine("onnxruntime"))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import EngineError, create_engine, probe
+from unibrain_rt.engines import EngineError, GraphSpec, create_engine, probe
 from unibrain_rt.engines.ahead import BuildResult
 from unibrain_rt.engines.tensorrt.engine import TensorRtEngine
+from unibrain_rt.ridge_graph import ridge_graphs, ridge_tensors
 from unibrain_rt.stages import decode_graphs
+from unibrain_rt.subject import Subject
+from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX")
 TARGETS = ("sm86", "sm89", "sm120")
@@ -87,6 +92,65 @@ def test_weights_that_are_wider_than_the_arithmetic_build_too(
     """The phantom as it ships: fp16 weights, computed with in fp32."""
     graph = Bundle.open(phantom_bundle).graph("unet_context")
     assert not engine.build(graph, target="sm89").hit
+
+
+def test_heads_build_for_gpus_that_are_not_here(
+    half: Bundle, engine: TensorRtEngine, report: Callable[[str], None]
+) -> None:
+    graphs = ridge_graphs(half, [half.subject(name) for name in half.subjects])
+    assert [graph.name for graph, _ in graphs] == [f"ridge_{name}" for name in half.subjects]
+    for graph, free in graphs:
+        result = engine.build(graph, free, "sm89")
+        assert not result.hit
+        report(
+            f"tensorrt-rtx, {graph.name} for sm89: {result.seconds:.1f} s, {result.size_bytes / 1e6:.1f} MB"
+        )
+
+
+def test_int8_factors_are_not_widened_in_a_plan(engine: TensorRtEngine, tmp_path: Path) -> None:
+    """It computes in fp32, and holds them as they are stored; heads in every other type build, too."""
+    from unibrain_rt.export.ridge import fit_heads
+    from unibrain_rt.export.subject_writer import write_subject
+
+    rng = np.random.default_rng(0)
+    shapes = {
+        "image_latent": (4, 8, 8),
+        "text_latent": (16,),
+        "image_context": (9, 16),
+        "text_context": (4, 16),
+    }
+    targets = {name: rng.standard_normal((150, *shape)) for name, shape in shapes.items()}
+    fits = fit_heads(rng.standard_normal((150, 4000)), targets, alphas=(10.0,))
+    plans, stored = {}, {}
+    for name, form in {
+        "int8": {"storage": "int8"},
+        "float16": {"storage": "float16"},
+        "float32": {"storage": "float32"},
+        "exact": {"exact": True},
+    }.items():
+        folder = tmp_path / name
+        write_subject(folder, "sub-01", fits, beta_scale=1.0, **form)  # type: ignore[arg-type]
+        subject = Subject.open(folder)
+        graph = GraphSpec(f"ridge_{name}", folder / GRAPH_FILE, *ridge_tensors(subject))
+        plans[name] = engine.build(graph, target="sm89").size_bytes
+        stored[name] = sum(subject.size_bytes(head) for head in subject.heads)
+    assert stored["float32"] - stored["int8"] > 2_000_000, "large enough to be told from the kernels"
+    assert plans["float32"] - plans["int8"] > 0.75 * (stored["float32"] - stored["int8"])
+
+
+def test_damaged_heads_are_one_line(half: Bundle, engine: TensorRtEngine, tmp_path: Path) -> None:
+    folder = half.folder / "subjects" / half.subjects[0]
+    ((graph, _),) = ridge_graphs(half, [half.subject(half.subjects[0])])
+    for name, raw in {
+        GRAPH_FILE: (folder / GRAPH_FILE).read_bytes()[:300],
+        TENSOR_FILE: (folder / TENSOR_FILE).read_bytes()[:100_000],
+    }.items():
+        broken = Path(shutil.copytree(folder, tmp_path / name))
+        (broken / name).write_bytes(raw)
+        spec = replace(graph, path=broken / GRAPH_FILE, files={})
+        with pytest.raises(EngineError, match=f"^graph {graph.name}: TensorRT-RTX cannot read it") as caught:
+            engine.build(spec, target="sm89")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_graph_that_is_none_is_one_line(half: Bundle, engine: TensorRtEngine, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from unibrain_rt.engines.plans import KERNELS, PlanCache, PlanKey
+
 Run = Callable[..., Any]
 GRAPHS = ["unet_context", "unet_image_step", "unet_text_step", "autokl_decode", "optimus_decode", "unet_time"]
 
@@ -50,6 +52,64 @@ def test_all_presets_are_built_by_default(cli: Run, copying: Any, plans: Path, t
     assert len(times) == 3
     assert len(set(times)) == 3
     assert len(plans_made) == 8
+
+
+def test_for_a_gpu_every_subjects_heads_are_compiled(
+    cli: Run, copying: Any, plans: Path, tiny: Any, tmp_path: Path
+) -> None:
+    """Or those of the subjects named; an engine on the host applies them itself, and compiles none."""
+    bundle = tiny.make_bundle(tmp_path / "two", ("sub-01", "sub-02"))
+    words = ["build", bundle, "--engine", "copying", "--preset", "paper"]
+    assert [line.split()[0] for line in cli(*words).out.splitlines()[:-1]] == GRAPHS
+    copying.on_device = True
+    done = cli(*words, "--subject", "sub-02")
+    assert done.code == 0
+    rows = done.out.splitlines()[:-1]
+    assert [line.split()[0] for line in rows] == [*GRAPHS, "ridge_sub-02"]
+    assert rows[-1].endswith("never built")
+    done = cli(*words)
+    assert [line.split()[0] for line in done.out.splitlines()[-3:-1]] == ["ridge_sub-01", "ridge_sub-02"]
+    assert "1 built in" in done.out
+    shown = cli("build", "--list").out
+    assert "ridge_sub-01" in shown
+    assert "ridge_sub-02" in shown
+    done = cli(*words, "--subject", "sub-03")
+    assert (done.code, done.complaints) == (
+        2,
+        ["unibrain-rt: no subject 'sub-03' in this bundle; it has sub-01, sub-02"],
+    )
+
+
+def test_other_heads_are_another_plan(
+    cli: Run, copying: Any, plans: Path, tiny: Any, tiny_bundle: Path
+) -> None:
+    """The graph's own file is the same: its weights are the heads' file, whose hash is the manifest's."""
+    copying.on_device = True
+    words = ["build", tiny_bundle, "--engine", "copying", "--preset", "paper"]
+    cli(*words)
+    heads = tiny_bundle / "subjects" / "sub-01" / "heads.safetensors"
+    raw = bytearray(heads.read_bytes())
+    raw[-1] ^= 1
+    heads.write_bytes(raw)
+    tiny.seal(tiny_bundle)
+    row = next(line for line in cli(*words).out.splitlines() if line.startswith("ridge_sub-01"))
+    assert row.endswith("heads.safetensors has changed")
+
+
+def test_a_broken_subject_keeps_nothing_from_being_compiled(
+    cli: Run, copying: Any, plans: Path, tiny: Any, tmp_path: Path
+) -> None:
+    bundle = tiny.make_bundle(tmp_path / "three", ("sub-01", "sub-02", "sub-03"))
+    (bundle / "subjects" / "sub-01" / "heads.safetensors").write_bytes(b"nothing")
+    (bundle / "subjects" / "sub-02" / "ridge.onnx").unlink()
+    tiny.seal(bundle)
+    copying.on_device = True
+    done = cli("build", bundle, "--engine", "copying", "--preset", "paper")
+    assert done.code == 3
+    assert [line.split()[0] for line in done.out.splitlines()[:-1]] == [*GRAPHS, "ridge_sub-03"]
+    first, second, *_ = done.complaints
+    assert "sub-01" in first
+    assert second.startswith("sub-02: has no ridge.onnx: its heads are applied on the host")
 
 
 def test_several_targets(build: Run) -> None:
@@ -135,6 +195,25 @@ def test_an_engine_that_compiles_nothing(cli: Run, plans: Path, tiny_bundle: Pat
     assert not plans.exists()
 
 
+def test_a_graph_that_misses_kernels_is_a_failure(
+    cli: Run, plans: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from unibrain_rt.engines import EngineError, GraphSpec
+    from unibrain_rt.engines.onnxruntime import OnnxRuntimeEngine
+
+    def check(self: Any, graph: GraphSpec, free: int = 1) -> None:
+        if graph.name.endswith("_step"):
+            raise EngineError(f"{graph.name}: only 0 of 8 attention nodes have a kernel")
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "check", check)
+    done = cli("build", tiny_bundle, "--engine", "onnxruntime", "--preset", "paper", "--json")
+    assert done.code == 3
+    assert json.loads(done.out)["ok"] is False
+    assert len(done.complaints) == 2
+    assert "unet_image_step: only 0 of 8 attention nodes" in done.err
+
+
 def test_an_engine_that_is_only_installed_builds_for_named_targets(build: Run, copying: Any) -> None:
     copying.module.found = type(copying.module.found)("copying", "1.0", problem="no GPU here")
     done = build()
@@ -187,12 +266,27 @@ def test_the_cache_is_shown(build: Run, cli: Run, plans: Path) -> None:
     build()
     done = cli("build", "--list")
     lines = done.out.splitlines()
-    assert lines[0].split() == ["engine", "version", "graph", "target", "size", "took", "built", "used"]
+    titles = ["engine", "version", "graph", "holds", "target", "size", "took", "built", "used"]
+    assert lines[0].split() == titles
     assert {line.split()[2] for line in lines[1:-1]} == set(GRAPHS)
     assert lines[-1].startswith("6 plans, ")
     record = json.loads(cli("build", "--list", "--json").out)
     assert {plan["graph"] for plan in record["plans"]} == set(GRAPHS)
     assert cli("build", "--list", "--cache", plans / "none").out.startswith("0 plans")
+
+
+def test_kernels_are_shown_and_pruned_beside_their_plans(build: Run, cli: Run, plans: Path) -> None:
+    build()
+    settings = {"holds": KERNELS, "version": "1.7", "target": "sm89", "device": "GPU"}
+    key = PlanKey("tensorrt-rtx", "unet_context", {}, settings)
+    PlanCache(plans).build(key, lambda path: path.write_bytes(b"k" * 5000) and None)
+    lines = cli("build", "--list").out.splitlines()
+    assert lines[-1].startswith("6 plans and the kernels of 1, ")
+    (row,) = (line.split() for line in lines if line.startswith("tensorrt-rtx"))
+    assert row[:7] == ["tensorrt-rtx", "1.7", "unet_context", "kernels", "sm89", "5", "kB"]
+    done = cli("build", "--prune", "--all").out.splitlines()
+    assert done[-1].startswith("removed 6 plans and the kernels of 1, ")
+    assert "; 0 plans are left, " in done[-1]
 
 
 def test_the_cache_is_pruned(build: Run, cli: Run, plans: Path) -> None:
@@ -243,6 +337,20 @@ def test_plans_of_another_folder(build: Run, decode: Run, plans: Path) -> None:
     build("--cache", plans / "elsewhere")
     assert decode("--engine", "copying").code == 3
     assert decode("--engine", "copying", "--cache", plans / "elsewhere").code == 0
+
+
+def test_auto_passes_over_a_gpu_without_a_plan_of_the_heads(
+    build: Run, copying: Any, decode: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subject that was fitted after the graphs were built, say."""
+    build()
+    copying.on_device = True
+    monkeypatch.delenv("UNIBRAIN_RT_ENGINE")
+    done = decode()
+    assert done.code == 0
+    (line,) = done.complaints
+    assert line.startswith("passed over copying: 1 of 7 plans are missing (ridge_sub-01: never built); run: ")
+    assert decode("--low-memory").complaints == [], "there, heads are applied on the host"
 
 
 @pytest.mark.parametrize("memory", [[], ["--low-memory"]])

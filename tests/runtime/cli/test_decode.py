@@ -575,7 +575,13 @@ def test_ctrl_c_ends_a_process_at_once(tiny_template: Path, tiny: Any, out: Path
     np.save(tmp_path / "run.npy", np.stack([tiny.scan(0)] * 4000))
     words = ("decode", tmp_path / "run.npy", "--bundle", tiny_template, "--out", out, "--threads", "1")
     running = subprocess.Popen(
-        command_line(*words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command_line(*words),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it puts in the background deaf to Ctrl-C, and so would be all that this suite starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while len(files(out)) < 4 and running.poll() is None and time.monotonic() < deadline:

@@ -71,7 +71,11 @@ def test_json_says_it_all(cli: Run, tiny: Any, tiny_template: Path) -> None:
     assert subject["beta_scale"] == tiny.BETA_SCALE
     assert subject["fitted_on"] == {"scans": 60, "simulated": True}
     for head in subject["heads"].values():
-        assert set(head) == {"shape", "rank", "alpha", "held_out_correlation", "fidelity"}
+        assert set(head) == {
+            "shape", "rank", "alpha", "held_out_correlation", "fidelity", "storage", "size_bytes"
+        }  # fmt: skip
+        assert head["storage"] == "int8"
+        assert head["size_bytes"] > 0
         assert head["rank"] >= 1
         assert head["alpha"] in (1.0, 10.0)
         assert 0.5 < head["held_out_correlation"] <= 1

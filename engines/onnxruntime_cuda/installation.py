@@ -1,0 +1,45 @@
+"""Whether ONNX Runtime for NVIDIA GPUs is installed, whole, and finds a GPU."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from unibrain_rt.engines.catalogue import Probe
+from unibrain_rt.engines.host import first_line
+from unibrain_rt.engines.onnxruntime_cuda.device import PROVIDER, device_name
+
+NAME = "cuda"
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def probe() -> Probe:
+    """Whether onnxruntime-gpu is here, alone, and a GPU."""
+    installed = [name for name in _DISTRIBUTIONS if _version(name)]
+    version = _version("onnxruntime-gpu")
+    both = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    if version is None:
+        advice = both if installed else 'pip install "unibrain-rt[cuda]"'
+        return Probe(NAME, problem="onnxruntime-gpu is not installed", advice=f"run: {advice}")
+    if len(installed) == 2:
+        problem = "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files"
+        return Probe(NAME, version, problem=problem, advice=f"run: {both}")
+    device = device_name()
+    if device is None:
+        problem = "there is no NVIDIA driver, or it offers no device"
+        return Probe(
+            NAME, version, problem=problem, advice="install NVIDIA's driver, or let the container use it"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Probe(NAME, version, device, f"does not load ({first_line(error)})", f"run: {both}")
+    if PROVIDER not in onnxruntime.get_available_providers():
+        return Probe(NAME, version, device, "this onnxruntime-gpu has no CUDA provider", f"run: {both}")
+    return Probe(NAME, version, device)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

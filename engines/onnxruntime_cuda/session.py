@@ -1,0 +1,236 @@
+"""A graph on the GPU: buffers there, and runs that are captured once and replayed.
+
+ONNX Runtime captures a graph for each ``gpu_graph_id``, of the addresses that were bound at its first run, and keeps
+it for the thread that ran it. So every session runs in a thread of its own, and every row of a program's tables lies
+at its own address under an id of its own: nothing is copied between steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from unibrain_rt.engines.base import Array, GraphSpec, Progress, Session, TensorSpec
+from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.host import first_line, turns
+from unibrain_rt.engines.onnxruntime import LOG_NOTHING, ONNX_TYPES, load
+from unibrain_rt.engines.onnxruntime_cuda.device import on_device, provider
+from unibrain_rt.engines.onnxruntime_cuda.kernels import kernels_in
+
+_NOT_CAPTURED = "-1"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """What a run is bound to, and its options: ``queued`` does not wait for the device."""
+
+    binding: Any
+    waiting: Any
+    queued: Any
+
+
+class CudaSession(Session):
+    """Buffers are OrtValues on the device. Tensors that are fed back own two, which swap roles every run.
+
+    ``kernels`` counts what the provider ran as one kernel, by operator, as far as the operators are in `kernels.FUSED`.
+    """
+
+    def __init__(
+        self,
+        onnxruntime: Any,
+        graph: GraphSpec,
+        free: int,
+        shared: Mapping[str, object],
+        tell: Callable[[str], None],
+        *,
+        graphs: bool,
+    ) -> None:
+        super().__init__(graph, free)
+        self._onnxruntime, self._tell = onnxruntime, tell
+        self._graphs = graphs
+        self._ids = itertools.count(1)
+        self._turn, self._turns = 0, turns(graph)
+        self._values: dict[str, Any] = {}
+        for spec in (*graph.inputs, *graph.outputs):
+            if spec.name in shared:
+                self._values[spec.name] = _checked(shared[spec.name], spec, graph, free)
+            else:
+                self._values[spec.name] = on_device(onnxruntime, np.zeros(spec.sized(free), spec.dtype))
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
+        self._native = self._load()
+        self._own: dict[int, Launch] = {}
+        self.kernels = self.in_thread(self._count_kernels).result()
+
+    def in_thread(self, work: Callable[[], T]) -> Future[T]:
+        """Have the session's own thread do it: what was captured can be replayed there alone."""
+        return self._worker.submit(work)
+
+    @property
+    def turn(self) -> int:
+        return self._turn
+
+    def rewind(self) -> None:
+        self._turn = 0
+
+    def run(self) -> None:
+        self.in_thread(self._run_once).result()
+
+    def buffer(self, name: str) -> object:
+        return self._values[self.graph.tensor(name).name]
+
+    def value(self, name: str, turn: int) -> Any:
+        """What a tensor is bound to at a turn."""
+        return self._values[self._turns[turn][name]]
+
+    def result(self, name: str, turn: int) -> Any:
+        """Where an output lies when the session has come to ``turn``: fed back, it is its input already."""
+        return self.value(self.graph.feedback.get(name, name), turn)
+
+    @property
+    def values(self) -> list[Any]:
+        """All that its tensors are bound to."""
+        return list(self._values.values())
+
+    @property
+    def written(self) -> list[Any]:
+        """What its runs write, at any turn."""
+        names = [*(spec.name for spec in self.graph.outputs), *self.graph.feedback.values()]
+        return [self._values[name] for name in names]
+
+    def after(self, turn: int, runs: int) -> int:
+        """The turn that so many runs from ``turn`` on lead to."""
+        return (turn + runs) % len(self._turns)
+
+    def prepare(self, turn: int, instead: Mapping[str, Any]) -> Launch:
+        """Bind a run at a turn, with other values for some inputs, and capture it. In the session's own thread.
+
+        It is run for that, as often as ONNX Runtime needs; what it writes is void.
+        """
+        launch = self._bind(turn, instead)
+        if not self._graphs:
+            return launch
+        try:
+            self._native.run_with_iobinding(launch.binding, launch.waiting)
+        except Exception as error:
+            # A stream in which a capture broke is of no more use: begin again without.
+            self._without_graphs(error)
+            launch = self._bind(turn, instead)
+        return launch
+
+    def launch(self, launches: Sequence[Launch], progress: Progress | None = None) -> None:
+        """Run all of them and wait for the last. In the session's own thread. Raises EngineError."""
+        for place, launch in enumerate(launches):
+            last = place == len(launches) - 1
+            try:
+                self._native.run_with_iobinding(launch.binding, launch.waiting if last else launch.queued)
+            except Exception as error:
+                raise EngineError(
+                    f"graph {self.graph.name}: onnxruntime failed ({first_line(error)})"
+                ) from error
+            if progress is not None:
+                progress(1)
+        self._turn = self.after(self._turn, len(launches))
+
+    @property
+    def native(self) -> Any:
+        """ONNX Runtime's session; another one after a capture was refused."""
+        return self._native
+
+    def _run_once(self) -> None:
+        if self._turn not in self._own:
+            self._own[self._turn] = self.prepare(self._turn, {})
+        self.launch([self._own[self._turn]])
+
+    def _load(self) -> Any:
+        if self._graphs:
+            try:
+                return load(self._onnxruntime, self.graph, self._options(), [provider(graphs=True)])
+            except EngineError as error:
+                native = load(self._onnxruntime, self.graph, self._options(), [provider(graphs=False)])
+                # The file is sound, so it was the capture that was refused.
+                self._graphs = False
+                self._tell(f"{self.graph.name}: runs without CUDA graphs ({error})")
+                return native
+        return load(self._onnxruntime, self.graph, self._options(), [provider(graphs=False)])
+
+    def _without_graphs(self, error: Exception) -> None:
+        self._tell(f"{self.graph.name}: runs without CUDA graphs ({first_line(error)})")
+        self._graphs = False
+        self._native = self._load()
+        self._own = {}
+
+    def _options(self) -> Any:
+        options = self._onnxruntime.SessionOptions()
+        options.log_severity_level = LOG_NOTHING
+        # The host has little to do, and other sessions' threads need the cores to launch.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        folder = Path(tempfile.gettempdir())
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / f"unibrain-rt-{os.getpid()}-{self.graph.name}-{id(self)}")
+        return options
+
+    def _count_kernels(self) -> Counter[str]:
+        """Run once, profiled and not captured."""
+        options = self._run_options(_NOT_CAPTURED, wait=True)
+        try:
+            self._native.run_with_iobinding(self._binding(0, {}), options)
+        except Exception as error:
+            raise EngineError(f"graph {self.graph.name}: onnxruntime failed ({first_line(error)})") from error
+        finally:
+            profile = Path(self._native.end_profiling())
+        kernels = kernels_in(profile)
+        profile.unlink()
+        return kernels
+
+    def _bind(self, turn: int, instead: Mapping[str, Any]) -> Launch:
+        number = str(next(self._ids)) if self._graphs else _NOT_CAPTURED
+        return Launch(
+            self._binding(turn, instead),
+            self._run_options(number, wait=True),
+            self._run_options(number, wait=False),
+        )
+
+    def _binding(self, turn: int, instead: Mapping[str, Any]) -> Any:
+        binding = self._native.io_binding()
+        for spec in self.graph.inputs:
+            value = instead[spec.name] if spec.name in instead else self.value(spec.name, turn)
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec in self.graph.outputs:
+            binding.bind_ortvalue_output(spec.name, self.value(spec.name, turn))
+        return binding
+
+    def _run_options(self, number: str, *, wait: bool) -> Any:
+        options = self._onnxruntime.RunOptions()
+        options.log_severity_level = LOG_NOTHING
+        options.add_run_config_entry("gpu_graph_id", number)
+        if not wait:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
+
+    def _write_impl(self, name: str, value: Array) -> None:
+        spec = self.graph.tensor(name)
+        self.value(name, self._turn).update_inplace(np.ascontiguousarray(value, dtype=spec.dtype))
+
+    def _read_impl(self, name: str) -> Array:
+        return np.array(self.result(name, self._turn).numpy())
+
+
+def _checked(buffer: object, spec: TensorSpec, graph: GraphSpec, free: int) -> Any:
+    value: Any = buffer
+    try:
+        found = tuple(value.shape()), ONNX_TYPES.get(value.data_type())
+    except (AttributeError, TypeError):
+        found = None
+    if found != (spec.sized(free), spec.dtype):
+        raise EngineError(f"graph {graph.name}: the shared buffer of {spec.name} has another shape or type")
+    return value

@@ -1,0 +1,30 @@
+"""How long the stages of a decode take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+class Clock:
+    """Wall time of named stages, in milliseconds."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._stages[stage] = (time.perf_counter() - begun) * 1000
+
+    def add(self, *stages: str, spent: Sequence[float]) -> None:
+        """Time of stages, in milliseconds, that was spent elsewhere."""
+        for stage, more in zip(stages, spent, strict=True):
+            self._stages[stage] = self._stages.get(stage, 0.0) + more
+
+    def finished(self) -> dict[str, float]:
+        """Time of every stage, and ``total`` since the clock was made."""
+        return {**self._stages, "total": (time.perf_counter() - self._start) * 1000}

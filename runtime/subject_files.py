@@ -1,0 +1,282 @@
+"""A subject's folder, read and checked.
+
+A subject is a folder of two files, or of up to four. ``subject.json`` holds::
+
+    schema_version   1
+    name, voxels     voxels = V
+    beta_scale       stored int16 betas are multiplied by it (1/300 for NSD)
+    heads            for each of `HEADS`: shape (without the batch), rank (null where the head is exact),
+                     alpha, held_out_correlation (mean over targets), fidelity (share of the exact
+                     predictions' variance that the factors keep); the last three may be null if unknown
+    encoders         optional: which bundle's encoders made the targets (`Bundle.encoders`)
+    fitted_on        free provenance: scans, repeats, ...
+
+``heads.safetensors`` holds ``voxel_mean`` and ``voxel_std`` (V,), optionally ``mask`` (x, y, z) uint8, and
+per head, with T the product of its shape, ``<head>.left`` (V, rank) and ``<head>.right`` (rank, T) in int8,
+float16 or float32, or for an exact head ``<head>.left`` (V, T) alone; ``<head>.bias`` and ``<head>.target_mean``
+(T,); ``<head>.calibration`` (T,) or (1,). Columns of an int8 factor are multiplied by ``<head>.left_scale``
+(rank,) and ``<head>.right_scale`` (T,). All but factors and mask are float32. A prediction is::
+
+    z = (betas - voxel_mean) / voxel_std          0 where voxel_std is 0
+    y = z @ left @ right + bias
+    prediction = target_mean + calibration * (y - target_mean)
+
+``ridge.onnx``, if it is there, is the same for engines that run it (`unibrain_rt.ridge_graph`), with the heads' file
+for its weights.
+
+``rois.safetensors``, if it is there, holds per region (V1v, faces, ...) which voxels lie in it, uint8 (V,).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unibrain_rt.errors import BundleError, one_line
+from unibrain_rt.factors import Factor
+from unibrain_rt.tensor_file import map_tensors, type_name
+
+HEADS = ("image_latent", "text_latent", "image_context", "text_context")
+SCHEMA_VERSION = 1
+DESCRIPTION_FILE, TENSOR_FILE, ROI_FILE = "subject.json", "heads.safetensors", "rois.safetensors"
+GRAPH_FILE = "ridge.onnx"
+#: What the types of factors are called where users read them.
+STORAGE = {"I8": "int8", "F16": "float16", "F32": "float32"}
+
+_DESCRIPTION_BYTES = 1 << 20  # a subject.json has about one thousand
+_ADVICE = "copy the subject again, or fit it anew"
+_FLOAT32, _FACTORS = ("F32",), ("I8", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What ``subject.json`` says of a head; ``shape`` is a prediction's without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int | None  # None: exact, one dense matrix
+    alpha: float | None
+    held_out_correlation: float | None
+    fidelity: float | None
+
+    @property
+    def targets(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``subject.json`` says."""
+
+    name: str
+    voxels: int
+    beta_scale: float
+    heads: Mapping[str, Head]
+    encoders: str | None
+    fitted_on: Mapping[str, Any]
+
+
+def read_description(folder: Path) -> Description:
+    """A subject's ``subject.json``. Raises BundleError: it is missing or damaged, or of another version."""
+    path = folder / DESCRIPTION_FILE
+    described = _read_json(path)
+    version = described.get("schema_version")
+    if isinstance(version, bool) or version != SCHEMA_VERSION:
+        problem = f"schema version {_shown(version)}, but this unibrain-rt reads {SCHEMA_VERSION}"
+        raise broken(path, problem, "fit the subject with the same version of unibrain-rt")
+    name = described.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise broken(path, f"name is {_shown(name)}, not a text")
+    voxels = _whole(path, "voxels", described.get("voxels"))
+    scale = _number(path, "beta_scale", described.get("beta_scale"), 0.0, math.inf)
+    if scale == 0.0:
+        raise broken(path, "beta_scale is 0, but it must be above")
+    heads = _heads(path, described.get("heads"))
+    encoders = described.get("encoders")
+    if encoders is not None and not isinstance(encoders, str):
+        raise broken(path, f"encoders is {_shown(encoders)}, not a text")
+    fitted_on = described.get("fitted_on", {})
+    if not isinstance(fitted_on, dict):
+        raise broken(path, f"fitted_on is {_shown(fitted_on)}, not an object")
+    return Description(name, voxels, scale, heads, encoders, fitted_on)
+
+
+def read_tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> dict[str, NDArray[Any]]:
+    """The mapped file, after its header was compared with the description. Raises BundleError."""
+    with reading(path):
+        _check_file(path)
+        tensors = map_tensors(path)
+    wanted: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
+        "voxel_mean": (_FLOAT32, ((voxels,),)),
+        "voxel_std": (_FLOAT32, ((voxels,),)),
+    }
+    for name, head in heads.items():
+        width = head.targets
+        shapes = [(voxels, width)] if head.rank is None else [(voxels, head.rank), (head.rank, width)]
+        for side, shape in zip(sides(head), shapes, strict=True):
+            key = f"{name}.{side}"
+            wanted[key] = (_FACTORS, (shape,))
+            if key in tensors and tensors[key].dtype == np.int8:
+                wanted[f"{key}_scale"] = (_FLOAT32, (shape[1:],))
+        wanted[f"{name}.bias"] = wanted[f"{name}.target_mean"] = (_FLOAT32, ((width,),))
+        wanted[f"{name}.calibration"] = (_FLOAT32, ((width,), (1,)))
+    there = set(tensors) - {"mask"}
+    for verb, names in (("has no", set(wanted) - there), ("has an unknown", there - set(wanted))):
+        if names:
+            raise broken(path, f"{verb} {one_line(', '.join(sorted(names)), 80)}")
+    for key, (types, extents) in wanted.items():
+        kind, found = type_name(tensors[key].dtype), tensors[key].shape
+        if kind not in types or found not in extents:
+            expected = f"{' or '.join(types)} {' or '.join(map(str, extents))}"
+            raise broken(path, f"{key} is {kind} {found}, but {DESCRIPTION_FILE} says {expected}")
+    return tensors
+
+
+def read_factor(path: Path, tensors: Mapping[str, NDArray[Any]], name: str) -> Factor:
+    """One of a head's matrices, mapped. Raises BundleError."""
+    values = tensors[name]
+    return Factor(values, read_statistic(path, tensors, f"{name}_scale") if values.dtype == np.int8 else None)
+
+
+def read_statistic(
+    path: Path, tensors: Mapping[str, NDArray[Any]], name: str, low: float = -math.inf
+) -> NDArray[np.float32]:
+    """A vector, read, so that what is used is what was checked. Raises BundleError: not finite, or below ``low``."""
+    values: NDArray[np.float32] = np.array(tensors[name])  # read, so that what is used is what was checked
+    if not np.isfinite(values).all():
+        raise broken(path, f"{name} has values that are not finite")
+    if float(values.min()) < low:
+        raise broken(path, f"{name} has values below {low:g}")
+    return values
+
+
+def read_mask(path: Path, tensors: Mapping[str, NDArray[Any]], voxels: int) -> NDArray[np.bool_] | None:
+    """The mask (x, y, z), where the file has one. Raises BundleError: it does not hold so many voxels."""
+    if "mask" not in tensors:
+        return None
+    stored = tensors["mask"]
+    if stored.dtype != np.uint8 or stored.ndim != 3:
+        raise broken(path, f"mask is {type_name(stored.dtype)} {stored.shape}, not U8 in 3 dimensions")
+    inside = np.asarray(stored != 0, np.bool_)
+    if int(stored.max(initial=0)) > 1 or int(inside.sum()) != voxels:
+        problem = f"mask has {int(inside.sum()):,} voxels and values up to {stored.max(initial=0)}"
+        raise broken(path, f"{problem}, not {voxels:,} ones")
+    return inside
+
+
+def read_rois(path: Path, voxels: int) -> dict[str, NDArray[np.bool_]]:
+    """Region -> which voxels (V,) lie in it. Raises BundleError: the file is damaged, or does not fit."""
+    rois: dict[str, NDArray[np.bool_]] = {}
+    with reading(path):
+        _check_file(path)
+        tensors = map_tensors(path)
+    for name, stored in sorted(tensors.items()):
+        if stored.dtype != np.uint8 or stored.shape != (voxels,):
+            kind = type_name(stored.dtype)
+            raise broken(path, f"region {name} is {kind} {stored.shape}, not U8 ({voxels},)")
+        if int(stored.max()) > 1:
+            raise broken(path, f"region {name} has values up to {int(stored.max())}, not 0 and 1")
+        rois[name] = np.asarray(stored != 0, np.bool_)
+    return rois
+
+
+def sides(head: Head) -> tuple[str, ...]:
+    """Names of a head's factors in the file."""
+    return ("left",) if head.rank is None else ("left", "right")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make one `BundleError` of what the parsers raise."""
+    try:
+        yield
+    except MemoryError as error:
+        raise broken(path, "does not fit in memory", "close other programs") from error
+    except OSError as error:
+        raise broken(path, f"cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+        raise broken(path, f"damaged ({one_line(str(error), 90)})") from error
+
+
+def broken(path: Path, problem: str, advice: str = _ADVICE) -> BundleError:
+    """That a file is damaged, in one line: where, what, and what to do."""
+    return BundleError(one_line(f"{one_line(str(path), 100)}: {one_line(problem, 130)}: {advice}"))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, dict)):
+        return f"a {type(value).__name__} of {len(value):,}"
+    return "missing" if value is None else one_line(repr(value), 30)
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise broken(path, "no such file")
+    if not path.is_file():
+        raise broken(path, "not a regular file")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with reading(path):
+        _check_file(path)
+        if path.stat().st_size > _DESCRIPTION_BYTES:
+            raise broken(path, f"{path.stat().st_size:,} bytes, too many for a subject")
+        described = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(described, dict):
+        raise broken(path, f"a JSON object is expected, not {_shown(described)}")
+    return described
+
+
+def _whole(path: Path, what: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 40:
+        raise broken(path, f"{what} is {_shown(value)}, not a whole number of at least 1")
+    return value
+
+
+def _number(path: Path, what: str, value: object, low: float, high: float) -> float:
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.nan
+    if not (math.isfinite(number) and low <= number <= high):
+        limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise broken(path, f"{what} is {_shown(value)}, not a finite number {limits}")
+    return number
+
+
+def _heads(path: Path, described: object) -> dict[str, Head]:
+    if not isinstance(described, dict) or set(described) != set(HEADS):
+        found = ", ".join(described) or "none" if isinstance(described, dict) else _shown(described)
+        raise broken(path, f"heads are {one_line(found, 60)}, not {', '.join(HEADS)}")
+    heads = {}
+    for name in HEADS:
+        entry = described[name]
+        if not isinstance(entry, dict):
+            raise broken(path, f"head {name} is {_shown(entry)}, not an object")
+        shape = entry.get("shape")
+        if not isinstance(shape, list) or not 1 <= len(shape) <= 8:
+            raise broken(path, f"shape of {name} is {_shown(shape)}, not a list of up to 8 numbers")
+        optional = {}
+        for key, low, high in (
+            ("alpha", 0.0, math.inf),
+            ("held_out_correlation", -1.0, 1.0),
+            ("fidelity", 0.0, 1.0),
+        ):
+            value = entry.get(key)
+            optional[key] = None if value is None else _number(path, f"{key} of {name}", value, low, high)
+        rank = entry.get("rank")
+        heads[name] = Head(
+            name,
+            tuple(_whole(path, f"shape of {name}", extent) for extent in shape),
+            None if rank is None else _whole(path, f"rank of {name}", rank),
+            **optional,
+        )
+    return heads
