@@ -21,7 +21,7 @@ import click
 from unibrain_rt.benchmarks import machine, tables
 from unibrain_rt.benchmarks.export_cost import measure_export
 from unibrain_rt.benchmarks.inputs import FLOWS, Flow
-from unibrain_rt.benchmarks.steps import measure_flow
+from unibrain_rt.benchmarks.peers.rounds import measure_flow
 
 PARTS = ("checkpoint", "export", "steps", "half")
 NAME = "published-cpu"

@@ -91,7 +91,7 @@ def _published(found: Mapping[str, Any]) -> str:
         for peer, own in times.items()
     ]
     head = ["published size, `paper`", "image loop", "caption", "AutoKL", "decode", "times faster"]
-    command = "python -m unibrain_rt.benchmarks.contest --size published --work DIR"
+    command = "python -m unibrain_rt.benchmarks.peers.contest --size published --work DIR"
     return f"{table(head, rows)}\n\nRandom weights; made by `{command}`."
 
 

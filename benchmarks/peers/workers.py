@@ -15,8 +15,8 @@ import numpy as np
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.inputs import Float
 from unibrain_rt.benchmarks.memory import Memory, memory_of
-from unibrain_rt.benchmarks.peer import Peer, Source
-from unibrain_rt.benchmarks.peers import peer_class, work_bytes
+from unibrain_rt.benchmarks.peers.base import Peer, Source
+from unibrain_rt.benchmarks.peers.registry import peer_class, work_bytes
 from unibrain_rt.benchmarks.processes import WorkerProcess
 
 _PATHS = ("checkpoint", "config", "bundle")
@@ -27,7 +27,7 @@ class Worker(WorkerProcess):
 
     def __init__(self, peer: str, source: Source) -> None:
         self.peer = peer
-        super().__init__(peer, "unibrain_rt.benchmarks.workers", {**asdict(source), "peer": peer})
+        super().__init__(peer, "unibrain_rt.benchmarks.peers.workers", {**asdict(source), "peer": peer})
 
     def __enter__(self) -> Worker:
         return self

@@ -1,6 +1,6 @@
 """What compressing ridge heads costs in decodes: the phantom's first subject, stored exactly and in factors.
 
-    python -m unibrain_rt.benchmarks.ridge_phantom --work DIR --out benchmarks/results/ridge-phantom
+    python -m unibrain_rt.benchmarks.ridge.phantom --work DIR --out benchmarks/results/ridge-phantom
 
 One fit is stored once as dense float32 and once for each budget (share of the held-out predictions' variance that
 int8 factors keep). The same held-out scans are decoded with each, from the same noise, and measured as ``evaluate``
@@ -124,7 +124,7 @@ def page(results: dict[str, Any]) -> str:
         "\n\n".join(
             [
                 "# Compressed ridge heads, in decodes",
-                "`python -m unibrain_rt.benchmarks.ridge_phantom`: one fit of the phantom's "
+                "`python -m unibrain_rt.benchmarks.ridge.phantom`: one fit of the phantom's "
                 f"{DEFAULT_SUBJECT}, stored exactly and as int8 factors that keep a share of the held-out predictions' "
                 f"variance; {results['scans']} held-out scans, preset paper, engine {results['engine']}, equal noise.",
                 machine_line(results["machine"]),

@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
-from unibrain_rt.benchmarks.peer import Peer, Source, Work
-from unibrain_rt.benchmarks.peers import LATENT_PEERS, TORCH_SETTINGS, peer_class, work_bytes
+from unibrain_rt.benchmarks.peers.base import Peer, Source, Work
+from unibrain_rt.benchmarks.peers.registry import LATENT_PEERS, TORCH_SETTINGS, peer_class, work_bytes
 
 
 def run(name: str, source: Source) -> dict[str, np.ndarray]:

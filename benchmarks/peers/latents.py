@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float
-from unibrain_rt.benchmarks.peer import EnginePeer, Peer, opened, take
+from unibrain_rt.benchmarks.peers.base import EnginePeer, Peer, opened, take
 from unibrain_rt.samplers import seeded_noise
 
 TOKENS = 30

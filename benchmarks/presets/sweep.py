@@ -5,7 +5,7 @@ held-out scans with the same seeds; pictures and captions are scored against wha
 ``evaluate`` and of ``phantom report``, and against the decodes of the preset ``paper``. A cell's scores are kept in
 the work folder, so that a run can be stopped and go on, and can be given a time. Needs the extra ``export``.
 
-Of what `preset_choice` chooses among many, the best is partly luck: the chosen are decoded again, beside ``paper``, on
+Of what `choice` picks among many, the best is partly luck: the chosen are decoded again, beside ``paper``, on
 scans that the sweep never saw.
 """
 
@@ -25,7 +25,7 @@ from unibrain_rt import Decoder
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.bench.clock import ThreadClock
 from unibrain_rt.benchmarks.bench.plot import scatter
-from unibrain_rt.benchmarks.preset_choice import (
+from unibrain_rt.benchmarks.presets.choice import (
     BEARABLE,
     PAPER,
     TELLING,
@@ -192,7 +192,7 @@ def page(results: Mapping[str, Any]) -> str:
         "\n\n".join(
             [
                 "# Presets by measurement",
-                "Written by `python -m unibrain_rt.benchmarks.sweep`; every cell is in "
+                "Written by `python -m unibrain_rt.benchmarks.presets.sweep`; every cell is in "
                 f"`{NAME}.json`. {len(records)} of "
                 f"{results['cells_planned']} cells, {results['scans']} held-out scans of the phantom's {SUBJECT} each, "
                 f"{results['engine']} on one thread. `paper` takes {paper['decode_ms']:.0f} ms.",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float, Flow, StepInputs, step_inputs
-from unibrain_rt.benchmarks.peer import EnginePeer, Peer, Source, opened, take
+from unibrain_rt.benchmarks.peers.base import EnginePeer, Peer, Source, opened, take
 from unibrain_rt.export.config import Architecture
 
 
@@ -152,7 +152,7 @@ class DiffusersPeer(Peer):
         import torch
         from diffusers import DDIMScheduler
 
-        from unibrain_rt.benchmarks.diffusers_unet import dual_unet
+        from unibrain_rt.benchmarks.peers.diffusers_unet import dual_unet
 
         flow = cast(Flow, self.source.flow)
         torch.set_num_threads(self.source.threads)

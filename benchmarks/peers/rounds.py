@@ -21,10 +21,10 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import FLOWS, Float, Flow, step_inputs
-from unibrain_rt.benchmarks.peer import Source, Work
-from unibrain_rt.benchmarks.peers import PEERS, peer_class
+from unibrain_rt.benchmarks.peers.base import Source, Work
+from unibrain_rt.benchmarks.peers.registry import PEERS, peer_class
+from unibrain_rt.benchmarks.peers.workers import Pool, Worker
 from unibrain_rt.benchmarks.processes import WorkerError
-from unibrain_rt.benchmarks.workers import Pool, Worker
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.export.config import Architecture
 

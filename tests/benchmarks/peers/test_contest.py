@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from unibrain_rt.benchmarks import contest
+from unibrain_rt.benchmarks.peers import contest
 from unibrain_rt.presets import PRESETS
 from unibrain_rt.samplers import Schedule
 

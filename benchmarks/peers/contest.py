@@ -1,7 +1,7 @@
 """One decode by everybody who can do it, part by part, on the same weights and inputs, in rounds that take turns.
 
 Each kind of work (a guided step of the image and of the text flow, a caption from its latent, a picture from its
-latent) is measured by `steps.measure_flow`; whole loops and decodes are put together of their medians: the loops have
+latent) is measured by `rounds.measure_flow`; whole loops and decodes are put together of their medians: the loops have
 no more to them than their steps, as ``unibrain-rt bench`` shows. Each work leaves a JSON file in the work folder and
 is skipped when that is there.
 """
@@ -17,10 +17,10 @@ from typing import Any
 import click
 
 from unibrain_rt.benchmarks import machine
-from unibrain_rt.benchmarks.peer import WORKS, Work
-from unibrain_rt.benchmarks.peers import LATENT_PEERS, PEERS
+from unibrain_rt.benchmarks.peers.base import WORKS, Work
+from unibrain_rt.benchmarks.peers.registry import LATENT_PEERS, PEERS
+from unibrain_rt.benchmarks.peers.rounds import measure_flow
 from unibrain_rt.benchmarks.published import Published
-from unibrain_rt.benchmarks.steps import measure_flow
 from unibrain_rt.benchmarks.tables import machine_line, table
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.presets import PRESETS, Preset
@@ -124,7 +124,7 @@ def page(results: Mapping[str, Any]) -> str:
     faster = summary["times_faster_than_diffusers_fp32"]
     sections = [
         f"# A decode by everybody: {results['size']}",
-        f"Written by `python -m unibrain_rt.benchmarks.{NAME}`; every round is in the JSON file of "
+        f"Written by `python -m unibrain_rt.benchmarks.peers.{NAME}`; every round is in the JSON file of "
         "the same name. Random "
         "weights in the published layout; each round runs every variant once, in an order that turns.",
         machine_line(results["machine"]),

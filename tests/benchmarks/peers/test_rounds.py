@@ -16,11 +16,11 @@ pytest.importorskip("diffusers")
 
 from unibrain_rt.benchmarks import steps  # noqa: E402
 from unibrain_rt.benchmarks.inputs import FLOWS, step_inputs  # noqa: E402
-from unibrain_rt.benchmarks.peer import Peer, Source  # noqa: E402
-from unibrain_rt.benchmarks.peers import PEERS, work_bytes  # noqa: E402
+from unibrain_rt.benchmarks.peers.base import Peer, Source  # noqa: E402
+from unibrain_rt.benchmarks.peers.registry import PEERS, work_bytes  # noqa: E402
+from unibrain_rt.benchmarks.peers.rounds import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
+from unibrain_rt.benchmarks.peers.workers import PeerAnswers, Pool, Worker  # noqa: E402
 from unibrain_rt.benchmarks.processes import WorkerError, serve  # noqa: E402
-from unibrain_rt.benchmarks.steps import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
-from unibrain_rt.benchmarks.workers import PeerAnswers, Pool, Worker  # noqa: E402
 from unibrain_rt.samplers import COLUMNS  # noqa: E402
 
 GIB = 2**30

@@ -1,4 +1,4 @@
-"""Which implementations are measured side by side, by the work that they do; ``peer.WORKS`` tells what that is."""
+"""Which implementations are measured side by side, by the work that they do; `base.WORKS` tells what that is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.benchmarks import latent_peers as latents
-from unibrain_rt.benchmarks import step_peers as steps
-from unibrain_rt.benchmarks.peer import Peer, Source, Work, opened
+from unibrain_rt.benchmarks.peers import latents, steps
+from unibrain_rt.benchmarks.peers.base import Peer, Source, Work, opened
 
 TORCH_SETTINGS: dict[str, dict[str, Any]] = {
     "": {},
