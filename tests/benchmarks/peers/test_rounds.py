@@ -14,8 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from unibrain_rt.benchmarks import steps  # noqa: E402
 from unibrain_rt.benchmarks.inputs import FLOWS, step_inputs  # noqa: E402
+from unibrain_rt.benchmarks.peers import rounds  # noqa: E402
 from unibrain_rt.benchmarks.peers.base import Peer, Source  # noqa: E402
 from unibrain_rt.benchmarks.peers.registry import PEERS, work_bytes  # noqa: E402
 from unibrain_rt.benchmarks.peers.rounds import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
@@ -101,7 +101,7 @@ def test_peers_are_grouped_by_what_fits():
 
 
 def test_ratios_are_taken_within_a_round():
-    def one(torch_seconds: float, engine_seconds: float) -> steps.Round:
+    def one(torch_seconds: float, engine_seconds: float) -> rounds.Round:
         pair = {"torch/whole": torch_seconds, "onnxruntime/partitioned": engine_seconds}
         return {name: {"seconds": value, "cpu_seconds": 2 * value} for name, value in pair.items()}
 
@@ -115,8 +115,8 @@ def test_ratios_are_taken_within_a_round():
 
 def test_every_ratio_names_variants_that_exist():
     known = {f"{name}/{variant}" for name, peer in PEERS.items() for variant in peer.variants}
-    assert {variant for _, *pair in steps.RATIOS for variant in pair} <= known
-    assert steps.REFERENCE in known
+    assert {variant for _, *pair in rounds.RATIOS for variant in pair} <= known
+    assert rounds.REFERENCE in known
 
 
 class Counter(Peer):
@@ -223,7 +223,7 @@ def test_the_command_refuses_unknown_peers(tmp_path):
     from click.testing import CliRunner
 
     arguments = [str(tmp_path), "--bundle", str(tmp_path), "--out", str(tmp_path / "o"), "--peers", "jax"]
-    done = CliRunner().invoke(steps.main, arguments)
+    done = CliRunner().invoke(rounds.main, arguments)
     assert done.exit_code == 2
     assert "unknown jax" in done.output
     assert not Path(tmp_path / "o").exists()

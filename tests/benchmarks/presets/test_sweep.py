@@ -14,7 +14,7 @@ from click.testing import CliRunner
 for library in ("torch", "skimage", "nltk", "onnxruntime"):
     pytest.importorskip(library)
 
-from unibrain_rt.benchmarks import sweep  # noqa: E402
+from unibrain_rt.benchmarks.presets import sweep  # noqa: E402
 from unibrain_rt.benchmarks.presets.choice import PAPER, Cell, cells, choose, frontier, judge  # noqa: E402
 from unibrain_rt.presets import PRESETS  # noqa: E402
 from unibrain_rt.samplers import Schedule  # noqa: E402
