@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.made_up_subject import MadeUpSubject
 from unibrain_rt.benchmarks.memory import PeakMemory
 from unibrain_rt.benchmarks.tables import machine_line, table
 from unibrain_rt.bundle import Bundle
@@ -24,33 +24,6 @@ from unibrain_rt.graph_size import decode_memory
 from unibrain_rt.stages import decode_graphs
 
 _DECODE = "import sys; from unibrain_rt.benchmarks.decode_memory import decode; decode(*sys.argv[1:])"
-
-
-class NoiseSubject:
-    """Stands in for a fitted subject of a bundle."""
-
-    name = "noise"
-
-    def __init__(self, bundle: Bundle) -> None:
-        image, text = bundle.unconditional_contexts()
-        steps = {"image_latent": "unet_image_step", "text_latent": "unet_text_step"}
-        self._shapes = {"image_context": image.shape[1:], "text_context": text.shape[1:]}
-        self._shapes |= {
-            head: bundle.graph(graph).tensor("latent").sized(1)[1:] for head, graph in steps.items()
-        }
-
-    def head_shape(self, head: str) -> tuple[int, ...]:
-        return self._shapes[head]
-
-    def predict(self, voxels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Noise, of length 1 a token as CLIP's contexts are."""
-        rng = np.random.default_rng(0)
-        found = {}
-        for head, shape in self._shapes.items():
-            values = rng.standard_normal((len(voxels), *shape), dtype=np.float32)
-            scale = shape[-1] ** -0.5 if head.endswith("context") else 1.0
-            found[head] = values * np.float32(scale)
-        return found
 
 
 def decode(bundle: str, engine: str, preset: str, memory: str) -> None:
@@ -64,7 +37,7 @@ def decode(bundle: str, engine: str, preset: str, memory: str) -> None:
     runner = create_engine(engine, capture=memory != "low")
     if memory == "low":
         runner = OnDemandEngine(runner)
-    subject: Any = NoiseSubject(opened)
+    subject: Any = MadeUpSubject(opened)
     decoder = Decoder(opened, subject, runner, preset, CaptionOptions(max_tokens=8))
     result = decoder.decode(np.zeros(1, np.float32))
     print(json.dumps({"timings_ms": result.timings_ms, "mean": float(result.image.mean())}))

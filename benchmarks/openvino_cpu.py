@@ -22,7 +22,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import FLOWS, Flow
-from unibrain_rt.benchmarks.steps import measure_flow
+from unibrain_rt.benchmarks.peers.rounds import measure_flow
 from unibrain_rt.benchmarks.tables import flow_section, machine_line, table
 from unibrain_rt.engines import create_engine
 from unibrain_rt.engines.host import usable_cores

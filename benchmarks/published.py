@@ -21,7 +21,7 @@ import click
 from unibrain_rt.benchmarks import machine, tables
 from unibrain_rt.benchmarks.export_cost import measure_export
 from unibrain_rt.benchmarks.inputs import FLOWS, Flow
-from unibrain_rt.benchmarks.steps import measure_flow
+from unibrain_rt.benchmarks.peers.rounds import measure_flow
 
 PARTS = ("checkpoint", "export", "steps", "half")
 NAME = "published-cpu"
@@ -46,6 +46,10 @@ class Published:
             if part in parts:
                 for name, measure in steps.items():
                     self._once(name, measure)
+
+    def export(self, precision: str) -> None:
+        """Export the checkpoint in one precision, if that is not there yet."""
+        self._once(f"export-{precision}", self._steps()["export"][f"export-{precision}"])
 
     def results(self) -> dict[str, Any]:
         """Everything measured so far, as one mapping."""

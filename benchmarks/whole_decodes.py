@@ -182,11 +182,6 @@ class TorchVariant(Variant):
         with self._torch.inference_mode():
             return self._tokens(self._loop("text", scan), scan.tokens)
 
-    def step(self, flow: Flow, scan: Scan) -> Any:
-        """The first step, for counting."""
-        latent = self._on(scan.latents[flow])
-        return self._step(flow, 0, latent, self._torch.zeros_like(latent))
-
     def _loop(self, flow: Flow, scan: Scan) -> Any:
         latent = self._on(scan.latents[flow])
         x0 = self._torch.zeros_like(latent)

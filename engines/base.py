@@ -183,7 +183,8 @@ class HostProgram(Program):
                 session.write(name, source.read(output))
             for place in range(call.runs):
                 for name, table in call.tables.items():
-                    session.write(name, table[place])
+                    # Checked and cast when the program was made: after a run, every line here misses its caches.
+                    session._write_impl(name, table[place])
                 session.run()
                 if progress is not None and call.counted:
                     progress(1)

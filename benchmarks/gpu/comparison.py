@@ -71,9 +71,7 @@ def run(
             # Neither torch nor ONNX Runtime gives back what it once took, so this is the peak.
             "device_bytes": None if before is None or after is None else after - before,
         }
-    eager = variants[REFERENCE]
-    assert isinstance(eager, TorchVariant)
-    bounds = roofline(eager, bundle, scan, peaks)
+    bounds = roofline(bundle, scan, peaks)
     measured = measure(variants, gpu, scan, rounds)
     return {
         "machine": machine.collect(),

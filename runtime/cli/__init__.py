@@ -12,7 +12,7 @@ import click
 
 from unibrain_rt import __version__
 
-# name → (module, one-line help). The export commands' modules need more libraries; only their names are known here.
+# name → (module, one-line help). Those of export and benchmarks may need more libraries; only names are known here.
 COMMANDS = {
     "decode": ("unibrain_rt.cli.decode", "Decode scans into images and captions."),
     "info": ("unibrain_rt.cli.info", "Show what a bundle holds."),
@@ -28,6 +28,7 @@ COMMANDS = {
         "Turn a judge's weights into a feature network.",
     ),
     "phantom": ("unibrain_rt.export.phantom.cli", "Train the phantom and make its bundle."),
+    "bench": ("unibrain_rt.benchmarks.bench.cli", "Measure where the time of a decode goes."),
 }
 _EXTRAS = {
     "export": "export",

@@ -11,8 +11,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from unibrain_rt.benchmarks import openvino_cpu
-from unibrain_rt.benchmarks.peers import PEERS, Source
-from unibrain_rt.benchmarks.steps import relative_errors
+from unibrain_rt.benchmarks.peers.base import Source
+from unibrain_rt.benchmarks.peers.registry import PEERS
+from unibrain_rt.benchmarks.peers.rounds import relative_errors
 
 
 def test_phantom_decodes_are_compared_on_one_page(monkeypatch):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from unibrain_rt.benchmarks import export_cost, machine, published
 from unibrain_rt.benchmarks.export_cost import measure_export
 from unibrain_rt.benchmarks.memory import PeakMemory
-from unibrain_rt.benchmarks.steps import summarise
+from unibrain_rt.benchmarks.peers.rounds import summarise
 
 MEMORY = {"anonymous_bytes": 2**30, "file_backed_bytes": 0, "total_bytes": 2**30, "high_water_bytes": 2**30}
 

@@ -1,10 +1,10 @@
 """Ridge heads at the size of one NSD subject: fit and store; time, memory and fidelity.
 
-    python -m unibrain_rt.benchmarks.ridge_nsd --work DIR [--scale 1.0]
+    python -m unibrain_rt.benchmarks.ridge.nsd --work DIR [--scale 1.0]
 
 The data are simulated by `nsd_like`; targets lie on disk as float16, 4.8 GB. ``--scale`` shrinks everything. Heads are
 stored as `write_subject` does, and compared with dense heads that are predicted in the dual form. How fast they are
-applied is `ridge_apply`'s.
+applied is `apply`'s.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.memory import memory_of
-from unibrain_rt.benchmarks.nsd_like import BLOCK, SEED, Floats, World, write_targets
+from unibrain_rt.benchmarks.ridge.nsd_like import BLOCK, SEED, Floats, World, write_targets
 from unibrain_rt.export.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.ridge.journal import Journal
 from unibrain_rt.export.subject_writer import write_subject
@@ -195,8 +195,8 @@ def page(found: dict[str, Any]) -> str:
         "# Ridge heads at the size of NSD",
         "",
         f"{found['scans']:,} × {found['voxels']:,} voxels, {found['targets']:,} targets (scale {found['scale']:g}), "
-        f"simulated as `benchmarks/nsd_like.py` says; {found['machine']['cpu']}, {found['machine']['cores']} cores, "
-        f"load {found['load_average']}.",
+        f"simulated as `benchmarks/ridge/nsd_like.py` says; {found['machine']['cpu']}, "
+        f"{found['machine']['cores']} cores, load {found['load_average']}.",
         "",
         f"Fit {found['seconds']['fit'] / 60:.1f} min, stored in {found['seconds']['store'] / 60:.1f} min; peak memory "
         f"{found['peak_rss_bytes'] / 2**30:.1f} GiB. Dense heads are {dense_bytes / 1e9:.2f} GB, stored ones "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unibrain_rt.benchmarks.nsd_like import World
+from unibrain_rt.benchmarks.ridge.nsd_like import World
 
 
 def test_the_world_is_the_same_every_time() -> None:

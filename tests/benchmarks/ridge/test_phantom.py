@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from unibrain_rt.benchmarks import ridge_phantom
+from unibrain_rt.benchmarks.ridge import phantom as ridge_phantom
 
 
 def test_every_way_of_storing_is_decoded_and_compared(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from unibrain_rt.benchmarks import ridge_apply
+from unibrain_rt.benchmarks.ridge import apply as ridge_apply
 from unibrain_rt.bundle import Bundle
 
 

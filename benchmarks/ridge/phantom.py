@@ -1,6 +1,6 @@
 """What compressing ridge heads costs in decodes: the phantom's first subject, stored exactly and in factors.
 
-    python -m unibrain_rt.benchmarks.ridge_phantom --work DIR --out benchmarks/results/ridge-phantom
+    python -m unibrain_rt.benchmarks.ridge.phantom --work DIR --out benchmarks/results/ridge-phantom
 
 One fit is stored once as dense float32 and once for each budget (share of the held-out predictions' variance that
 int8 factors keep). The same held-out scans are decoded with each, from the same noise, and measured as ``evaluate``
@@ -10,6 +10,7 @@ does, with paired differences to the exact heads.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from unibrain_rt.export.phantom.reporting.report import shipped_judge
 from unibrain_rt.export.phantom.scenes import scenes
 from unibrain_rt.export.phantom.subjects import BETA_SCALE
 from unibrain_rt.export.ridge import fit_heads
+from unibrain_rt.export.ridge.journal import Journal
 from unibrain_rt.export.subject_writer import FIDELITY, write_subject
 from unibrain_rt.export.targets import encode_targets
 
@@ -45,14 +47,21 @@ def make_subjects(folder: Path, engine_name: str, training: int) -> Bundle:
     """A copy of the shipped phantom in which one fit is stored in every way."""
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        copy_bundle(Bundle.open().folder, partial)
+        shipped = Bundle.open()
+        copy_bundle(shipped.folder, partial)
         bundle, engine = Bundle.open(partial), create_engine(engine_name)
+        # One search for components serves every budget.
+        key = {"training": training, "bundle": shipped.fingerprint(), "engine": engine.name}
+        journal = Journal(folder.with_name("journal"), key)
         person = SUBJECTS[DEFAULT_SUBJECT]
         shown = scenes("train", training, SCENE_SEED)
         images = stimuli(shown, bundle.architecture["autokl"]["image_size"])
         targets = encode_targets(bundle, engine, images, [captions(scene)[0] for scene in shown])
-        fits = fit_heads(scans(person.brain(DEFAULT_SUBJECT), images, shown, person.seed), targets)
+        fits = fit_heads(
+            scans(person.brain(DEFAULT_SUBJECT), images, shown, person.seed), targets, journal=journal
+        )
         for budget in (None, *BUDGETS):
 
             def write(place: Path, budget: float | None = budget) -> None:
@@ -63,6 +72,7 @@ def make_subjects(folder: Path, engine_name: str, training: int) -> Bundle:
                     fits,
                     beta_scale=1 / BETA_SCALE,
                     encoders=bundle.encoders,
+                    journal=journal,
                     **kept,
                 )
 
@@ -124,7 +134,7 @@ def page(results: dict[str, Any]) -> str:
         "\n\n".join(
             [
                 "# Compressed ridge heads, in decodes",
-                "`python -m unibrain_rt.benchmarks.ridge_phantom`: one fit of the phantom's "
+                "`python -m unibrain_rt.benchmarks.ridge.phantom`: one fit of the phantom's "
                 f"{DEFAULT_SUBJECT}, stored exactly and as int8 factors that keep a share of the held-out predictions' "
                 f"variance; {results['scans']} held-out scans, preset paper, engine {results['engine']}, equal noise.",
                 machine_line(results["machine"]),

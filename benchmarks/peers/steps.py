@@ -1,4 +1,4 @@
-"""The implementations of one guided dual-context step that are measured side by side, on the same weights.
+"""One guided dual-context step in the engines and in torch, on the same weights.
 
 A *whole* step starts from latent, timestep and contexts and runs the UNet on two copies of the latent, one a
 guidance branch. A *partitioned* one is given the time modulation and the contexts' keys and values, which a
@@ -9,69 +9,23 @@ Heavy libraries are imported when a peer is loaded, so that this module's names 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from unibrain_rt.benchmarks.inputs import Float, Flow, step_inputs
+from unibrain_rt.benchmarks.inputs import Float, Flow, StepInputs, step_inputs
+from unibrain_rt.benchmarks.peers.base import EnginePeer, Peer, Source, opened, take
 from unibrain_rt.export.config import Architecture
 
-if TYPE_CHECKING:
-    from torch import nn
 
-    from unibrain_rt.export.checkpoint import Checkpoint
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a peer's weights are: a checkpoint for torch and diffusers, for an engine a bundle made of it."""
-
-    flow: Flow
-    threads: int
-    checkpoint: Path | None = None
-    config: Path | None = None
-    bundle: Path | None = None
-
-
-class Peer(ABC):
-    """One implementation, loaded once. ``load`` ends with everything ready for the first step."""
-
-    variants: ClassVar[tuple[str, ...]]
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    @abstractmethod
-    def load(self) -> None:
-        """Take the weights into memory of its own."""
-
-    @abstractmethod
-    def step(self, variant: str) -> None:
-        """Run one step."""
-
-    @abstractmethod
-    def output(self) -> Float:
-        """The next latent that the last step gave."""
-
-
-class OnnxRuntimePeer(Peer):
+class OnnxRuntimePeer(EnginePeer):
     """The exported graphs in ONNX Runtime, driven as the decoder drives them."""
 
     variants: ClassVar[tuple[str, ...]] = ("partitioned", "whole")
-    engine: ClassVar[str] = "onnxruntime"
 
     def load(self) -> None:
-        from unibrain_rt.bundle import Bundle
-        from unibrain_rt.engines import create_engine
-
-        assert self.source.bundle is not None
-        bundle = Bundle.open(self.source.bundle, verify=False)
-        self._inputs = step_inputs(Architecture.from_mapping(bundle.architecture), self.source.flow)
-        engine = create_engine(self.engine, self.source.threads)
+        bundle, engine = self.open_bundle()
+        self._inputs = _inputs(Architecture.from_mapping(bundle.architecture), self.source)
         self._context = engine.open(bundle.graph("unet_context"))
         self._time = engine.open(bundle.graph("unet_time"))
         shared = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
@@ -132,18 +86,24 @@ class TorchPeer(Peer):
         from unibrain_rt.export.checkpoint import load_unet
         from unibrain_rt.export.graphs import UNetStep
 
-        flow = self.source.flow
+        flow = cast(Flow, self.source.flow)
         torch.set_num_threads(self.source.threads)
-        checkpoint = _opened(self.source)
-        inputs = step_inputs(checkpoint.architecture, flow)
+        checkpoint = opened(self.source)
+        inputs = _inputs(checkpoint.architecture, self.source)
+        dtype = getattr(torch, self.precision)
         parts: Any = (f"{flow}.data", "image.context", "text.context", "time")
-        self._unet = load_unet(checkpoint, torch.float32, parts)
-        _take(self._unet, lambda key: _used(key, flow))
+        self._unet = load_unet(checkpoint, dtype, parts)
+        take(self._unet, lambda key: _used(key, flow))
         self._module = UNetStep(self._unet, flow)
         self._latent, self._row = torch.from_numpy(inputs.latent), torch.from_numpy(inputs.row)
         self._previous_x0 = torch.zeros_like(self._latent)
         self._timesteps, self._image_ratio = torch.tensor([inputs.timestep]), inputs.image_ratio
-        self._contexts = {name: torch.from_numpy(context) for name, context in inputs.contexts.items()}
+        self._contexts = {
+            name: torch.from_numpy(context).to(dtype) for name, context in inputs.contexts.items()
+        }
+        self._dtype = dtype
+        self._run_step: Any = torch.compile(self._module) if self.compiled else self._module
+        self._run_unet: Any = torch.compile(self._unet) if self.compiled else self._unet
         with torch.inference_mode():
             self._once = self._context_and_time()
 
@@ -154,19 +114,20 @@ class TorchPeer(Peer):
             self._next, _ = self._whole() if variant == "whole" else self._partitioned()
 
     def output(self) -> Float:
-        return np.asarray(self._next.numpy())
+        return np.asarray(self._next.float().numpy())
 
     def _whole(self) -> Any:
         """The module as it is trained and as the reference calls it: the latent once for either branch."""
         import torch
 
-        both = torch.cat([self._latent, self._latent])
-        noise = self._unet(self.source.flow, both, self._timesteps, self._contexts, self._image_ratio)
-        return self._module.sampler_update(self._latent, self._previous_x0, noise, self._row)
+        both = torch.cat([self._latent, self._latent]).to(self._dtype)
+        noise = self._run_unet(self.source.flow, both, self._timesteps, self._contexts, self._image_ratio)
+        return self._module.sampler_update(self._latent, self._previous_x0, noise.float(), self._row)
 
     def _partitioned(self) -> Any:
         modulation, keys_values = self._once
-        return self._module(self._latent, self._previous_x0, modulation, self._row, *keys_values)
+        latent = self._latent.to(self._dtype)
+        return self._run_step(latent, self._previous_x0, modulation, self._row, *keys_values)
 
     def _context_and_time(self) -> Any:
         keys_values = [
@@ -175,7 +136,7 @@ class TorchPeer(Peer):
             for pair in self._unet.context_keys_values(name, context)
             for tensor in pair
         ]
-        return self._unet.time_modulation(self.source.flow, self._timesteps), keys_values
+        return self._unet.time_modulation(cast(Flow, self.source.flow), self._timesteps), keys_values
 
 
 class DiffusersPeer(Peer):
@@ -191,14 +152,17 @@ class DiffusersPeer(Peer):
         import torch
         from diffusers import DDIMScheduler
 
-        from unibrain_rt.benchmarks.diffusers_unet import dual_unet
+        from unibrain_rt.benchmarks.peers.diffusers_unet import dual_unet
 
-        flow = self.source.flow
+        flow = cast(Flow, self.source.flow)
         torch.set_num_threads(self.source.threads)
-        checkpoint = _opened(self.source)
-        inputs = step_inputs(checkpoint.architecture, flow)
-        self._unet = dual_unet(checkpoint, flow, text_weight=1 - inputs.image_ratio)
-        _take(self._unet, lambda key: True)
+        checkpoint = opened(self.source)
+        inputs = _inputs(checkpoint.architecture, self.source)
+        dtype = getattr(torch, self.precision)
+        unet = dual_unet(checkpoint, flow, text_weight=1 - inputs.image_ratio)
+        take(unet, lambda key: True)
+        unet = unet.to(dtype)
+        self._unet: Any = torch.compile(unet) if self.compiled else unet
         schedule = inputs.schedule
         self._scheduler = DDIMScheduler(
             num_train_timesteps=schedule.timesteps,
@@ -211,9 +175,10 @@ class DiffusersPeer(Peer):
         )
         self._scheduler.set_timesteps(inputs.preset.steps)
         latent, self._shape = torch.from_numpy(inputs.latent), inputs.latent.shape
-        self._latent = latent if flow == "image" else latent[:, :, None, None]
-        self._contexts = torch.cat(
-            [torch.from_numpy(inputs.contexts[name]) for name in ("text", "image")], dim=1
+        self._latent = (latent if flow == "image" else latent[:, :, None, None]).to(dtype)
+        contexts: tuple[Flow, ...] = ("text", "image")
+        self._contexts = torch.cat([torch.from_numpy(inputs.contexts[name]) for name in contexts], dim=1).to(
+            dtype
         )
         self._timestep, self._scale = torch.tensor(inputs.timestep), inputs.guidance_scale
 
@@ -229,38 +194,27 @@ class DiffusersPeer(Peer):
 
     def output(self) -> Float:
         # diffusers keeps a text latent as (1, D, 1, 1).
-        return np.asarray(self._next.numpy().reshape(self._shape))
-
-
-PEERS: dict[str, type[Peer]] = {
-    "onnxruntime": OnnxRuntimePeer,
-    "torch": TorchPeer,
-    "diffusers": DiffusersPeer,
-    "onnxruntime-fp16": OnnxRuntimeHalfPeer,
-    "openvino": OpenVinoPeer,
-    "openvino-fp16": OpenVinoHalfPeer,
-}
+        return np.asarray(self._next.float().numpy().reshape(self._shape))
 
 
 def step_weight_bytes(source: Source) -> int:
     """Bytes, in fp32, of all weights that a whole step of the flow reads."""
     from unibrain_rt.export.layouts import is_extra
 
-    checkpoint = _opened(source)
+    checkpoint = opened(source)
     prefix = "diffuser."
     wanted = (
         key
         for key in checkpoint.keys()  # noqa: SIM118 - a method of our own
-        if key.startswith(prefix) and not is_extra(key) and _used(key.removeprefix(prefix), source.flow)
+        if key.startswith(prefix)
+        and not is_extra(key)
+        and _used(key.removeprefix(prefix), cast(Flow, source.flow))
     )
     return sum(4 * int(np.prod(checkpoint.shape(key))) for key in wanted)
 
 
-def _opened(source: Source) -> Checkpoint:
-    from unibrain_rt.export.checkpoint import open_checkpoint
-
-    assert source.checkpoint is not None
-    return open_checkpoint(source.checkpoint, source.config)
+def _inputs(architecture: Architecture, source: Source) -> StepInputs:
+    return step_inputs(architecture, cast(Flow, source.flow))
 
 
 def _used(key: str, flow: Flow) -> bool:
@@ -268,10 +222,3 @@ def _used(key: str, flow: Flow) -> bool:
     return key.startswith(
         (f"{flow}.data_blocks.", "image.context_blocks.", "text.context_blocks.", "image.time_embed.")
     )
-
-
-def _take(module: nn.Module, wanted: Callable[[str], bool]) -> None:
-    """Copy parameters out of their mapped file, whose pages the kernel may drop while a peer sleeps."""
-    for name, parameter in module.named_parameters():
-        if wanted(name):
-            parameter.data = parameter.data.clone()

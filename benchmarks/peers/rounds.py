@@ -21,8 +21,10 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import FLOWS, Float, Flow, step_inputs
-from unibrain_rt.benchmarks.peers import PEERS, Source
-from unibrain_rt.benchmarks.workers import Pool, Worker, WorkerError
+from unibrain_rt.benchmarks.peers.base import Source, Work
+from unibrain_rt.benchmarks.peers.registry import PEERS, peer_class
+from unibrain_rt.benchmarks.peers.workers import Pool, Worker
+from unibrain_rt.benchmarks.processes import WorkerError
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.export.config import Architecture
 
@@ -49,12 +51,18 @@ RATIOS = (
 _LIBRARIES_BYTES = 0.75 * 2**30
 # What a peer takes for each byte of fp32 weights: ONNX Runtime packs weights anew for its kernels, and
 # computes fp16 in fp32 on a CPU; OpenVINO packs them too, and keeps the file mapped beside.
-_FACTORS = {"onnxruntime": 1.25, "onnxruntime-fp16": 1.75, "openvino": 1.2, "openvino-fp16": 1.2}
+_FACTORS = {
+    "onnxruntime": 1.25, "onnxruntime-fp16": 1.75,
+    **dict.fromkeys(("openvino", "openvino-fp32", "openvino-bf16", "openvino-fp16"), 1.2),
+    # From fp32 to half of it, while both are there; a compiler packs the weights anew.
+    **dict.fromkeys(("torch-bf16", "diffusers-bf16"), 1.5),
+    **dict.fromkeys(("torch-compiled", "torch-bf16-compiled", "diffusers-compiled", "diffusers-bf16-compiled"), 2.0),
+}  # fmt: skip
 _SHARE_OF_AVAILABLE = 0.9
 
 
 def measure_flow(
-    flow: Flow,
+    flow: Work,
     checkpoint: Path,
     bundles: Mapping[str, Path],
     *,
@@ -64,7 +72,8 @@ def measure_flow(
     threads: int | None = None,
     budget: int | None = None,
 ) -> dict[str, Any]:
-    """Measure one flow.
+    """Measure a step of one flow, or another of `peer.WORKS`. A peer that cannot run here is left out, and why is
+    told.
 
     Args:
         bundles: by peer, the bundle exported from ``checkpoint`` that an engine runs.
@@ -88,7 +97,7 @@ def measure_flow(
     result: dict[str, Any] = {
         "flow": flow,
         "threads": threads,
-        "timestep": step_inputs(architecture, flow).timestep,
+        "timestep": step_inputs(architecture, flow).timestep if flow in ("image", "text") else None,
         "load_average_before": load,
         "step_weights_bytes": weights,
         "budget_bytes": budget,
@@ -102,9 +111,16 @@ def measure_flow(
             told = ", ".join(f"{peer} about {needs[peer] / 2**30:.1f} GiB" for peer in group)
             _say(f"{flow} flow, {budget / 2**30:.1f} GiB to use: {told}")
             for worker in pool.keep(group):
-                result["peers"][worker.peer] = _load(worker)
-            measured = _run_rounds(pool.workers, rounds, outputs, result["peers"])
-            result["groups"].append({"peers": group, "rounds": measured})
+                try:
+                    result["peers"][worker.peer] = _load(worker)
+                except WorkerError as error:
+                    if error.exit_code == 1:
+                        raise
+                    result.setdefault("left_out", {})[worker.peer] = str(error)
+                    pool.drop(worker.peer)
+                    _say(f"{worker.peer}: left out: {error}")
+            measured = _run_rounds(flow, pool.workers, rounds, outputs, result["peers"])
+            result["groups"].append({"peers": list(pool.workers), "rounds": measured})
             for peer, worker in pool.workers.items():
                 result["peers"][peer] |= _memory(worker)
     result["relative_errors"] = relative_errors(outputs)
@@ -173,9 +189,13 @@ def _load(worker: Worker) -> dict[str, Any]:
 
 
 def _run_rounds(
-    workers: Mapping[str, Worker], rounds: int, outputs: dict[str, Float], reports: Mapping[str, Any]
+    flow: Work,
+    workers: Mapping[str, Worker],
+    rounds: int,
+    outputs: dict[str, Float],
+    reports: Mapping[str, Any],
 ) -> list[Round]:
-    order = [(peer, variant) for peer in workers for variant in PEERS[peer].variants]
+    order = [(peer, variant) for peer in workers for variant in peer_class(peer, flow).variants]
     measured: list[Round] = []
     for number in range(rounds + 1):
         one: Round = {}

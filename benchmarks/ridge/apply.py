@@ -1,6 +1,6 @@
 """Applying stored ridge heads to scans: from a warm map, cold from disk, in batches; beside reading, and dense heads.
 
-    python -m unibrain_rt.benchmarks.ridge_apply SUBJECT_FOLDER --out benchmarks/results/ridge-apply
+    python -m unibrain_rt.benchmarks.ridge.apply SUBJECT_FOLDER --out benchmarks/results/ridge-apply
 
 A round times every variant once, one after another; medians over the rounds, and ratios within them, are told.
 "Reading" the factors' bytes is done in two ways, on every core: copied block by block into a buffer that stays in
@@ -109,7 +109,7 @@ def page(results: dict[str, Any]) -> str:
         "\n\n".join(
             [
                 "# Applying ridge heads",
-                "`python -m unibrain_rt.benchmarks.ridge_apply`: "
+                "`python -m unibrain_rt.benchmarks.ridge.apply`: "
                 f"{results['voxels']:,} voxels, {results['targets']:,} targets, {results['bytes'] / 1e6:.0f} MB "
                 f"(ranks: {ranks}); dense heads would be {results['dense_bytes'] / 1e9:.2f} GB, and were timed on "
                 f"{results['dense_share']:.0%} of that. Load average {results['load_average']}, which counts others.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from unibrain_rt.benchmarks import ridge_nsd
+from unibrain_rt.benchmarks.ridge import nsd as ridge_nsd
 from unibrain_rt.subject_files import HEADS
 
 

@@ -14,16 +14,28 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import UNetFlatConditionModel
 
 from unibrain_rt.benchmarks.inputs import Flow
+from unibrain_rt.engines import EngineError
 from unibrain_rt.export.checkpoint import Checkpoint
 from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.layouts import diffusers_name, unet_blocks
+
+_SECOND_DIM = 4
+"""Of ``UNetFlatConditionModel``'s blocks, which have it written down."""
 
 
 def dual_unet(checkpoint: Checkpoint, flow: Flow, text_weight: float) -> Any:
     """The UNet of ``flow`` with both contexts' transformers in it, their weights mapped from the checkpoint.
 
     It takes the contexts as one sequence, text first; ``text_weight`` is the weight of the text context.
+
+    Raises:
+        EngineError: diffusers cannot have these sizes.
     """
+    second = checkpoint.architecture.unet.text_second_dim
+    if flow == "text" and second != _SECOND_DIM:
+        raise EngineError(
+            f"diffusers: its text UNet works on (channels, {_SECOND_DIM}) alone, not on {second}"
+        )
     blocks = unet_blocks(checkpoint.architecture.unet)
     with init_empty_weights(include_buffers=False):
         unets = _unets(checkpoint.architecture)

@@ -1,0 +1,79 @@
+"""What an engine's device can do at best: a large matrix product and a large copy, in the process that decodes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unibrain_rt.benchmarks.bench.one_node_graphs import write_graph
+from unibrain_rt.engines import Call, Engine, EngineError
+
+SIDES = (1024, 2048)
+"""Of the matrices: on some processors the smaller product is the faster one."""
+COPY_NUMBERS = 2**25
+_LEAST_REPEATS = 3
+
+
+def measure_peaks(engine: Engine, seconds: float = 1.0) -> dict[str, Any]:
+    """FLOP/s and bytes/s (read and written), the best of what fits in ``seconds`` for each of the works.
+
+    The product is one MatMul of the engine, in the precision that it computes in. The copy is a Neg of the engine or a
+    copy of numpy, whichever is faster; of a device with memory of its own, the engine's alone.
+    """
+    found: dict[str, Any] = {"flops_per_s": 0.0, "bytes_per_s": 0.0, "problem": None}
+    with tempfile.TemporaryDirectory(prefix="unibrain-rt-peaks-") as folder:
+        try:
+            for side in SIDES:
+                rate = 2 * side**3 / _best(engine, Path(folder), "MatMul", (side, side), seconds / len(SIDES))
+                found["flops_per_s"] = max(found["flops_per_s"], rate)
+            taken = _best(engine, Path(folder), "Neg", (COPY_NUMBERS // 2**10, 2**10), seconds)
+            found["bytes_per_s"] = 2 * 4 * COPY_NUMBERS / taken
+        except EngineError as error:
+            found["problem"] = str(error)
+    if engine.describe().get("device") == "cpu":
+        found["bytes_per_s"] = max(found["bytes_per_s"], _numpys_copy(seconds))
+        if not found["flops_per_s"]:
+            found["flops_per_s"] = _numpys_product(seconds)
+    return found
+
+
+def _best(engine: Engine, folder: Path, operator: str, shape: tuple[int, ...], seconds: float) -> float:
+    """Least seconds of one run, on the device's own clock where it has one."""
+    graph = write_graph(folder / f"{operator.lower()}-{shape[0]}.onnx", operator, shape)
+    session = engine.open(graph)
+    values = np.random.default_rng(0).random(shape, np.float32)
+    for spec in graph.inputs:
+        session.write(spec.name, values)
+    program = engine.program([Call(session)])
+    spent: list[float] = []
+    ends = time.perf_counter() + seconds
+    while len(spent) <= _LEAST_REPEATS or time.perf_counter() < ends:
+        program.start()
+        program.finish()
+        spent.append(program.milliseconds[0] / 1000)
+    return min(spent[1:])
+
+
+def _numpys_copy(seconds: float) -> float:
+    source = np.ones(COPY_NUMBERS, np.float32)
+    target = np.empty_like(source)
+    return 2 * source.nbytes / _least(lambda: np.copyto(target, source), seconds)
+
+
+def _numpys_product(seconds: float) -> float:
+    one = np.ones((SIDES[0], SIDES[0]), np.float32)
+    return 2 * SIDES[0] ** 3 / _least(lambda: one @ one, seconds)
+
+
+def _least(work: Any, seconds: float) -> float:
+    spent: list[float] = []
+    ends = time.perf_counter() + seconds
+    while len(spent) <= _LEAST_REPEATS or time.perf_counter() < ends:
+        begun = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - begun)
+    return min(spent[1:])

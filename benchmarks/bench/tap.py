@@ -1,0 +1,80 @@
+"""What a decode asks of its engine, run by run, seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from unibrain_rt.benchmarks.bench.clock import Moment, ThreadClock
+from unibrain_rt.engines import Engine, Session
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a graph on the host's time line."""
+
+    graph: str
+    begun: Moment
+    ended: Moment
+
+
+class Tap:
+    """Notes when the sessions of an engine run. A program that its device runs by itself is not seen.
+
+    ``slowdown`` makes every run so much longer, as a share of it: to test what notices that.
+    """
+
+    def __init__(self, engine: Engine, clock: ThreadClock, slowdown: float = 0.0) -> None:
+        self._clock, self._slowdown = clock, slowdown
+        self.runs: list[Run] = []
+        opened = engine.open
+
+        def open_tapped(*arguments: Any, **options: Any) -> Session:
+            session = opened(*arguments, **options)
+            # On the objects themselves: programs of a device take no sessions but their own engine's.
+            setattr(session, "run", self._tapped(session.graph.name, session.run))  # noqa: B010
+            return session
+
+        setattr(engine, "open", open_tapped)  # noqa: B010
+
+    def take(self) -> dict[str, list[Run]]:
+        """The runs since the last time, by graph."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.graph, []).append(run)
+        self.runs = []
+        return found
+
+    def _tapped(self, graph: str, run: Callable[[], None]) -> Callable[[], None]:
+        def tapped() -> None:
+            begun = self._clock.now()
+            run()
+            ended = self._clock.now()
+            if self._slowdown:
+                wanted = ended.undisturbed_since(begun) * (1 + self._slowdown)
+                while ended.undisturbed_since(begun) < wanted:
+                    ended = self._clock.now()
+            self.runs.append(Run(graph, begun, ended))
+
+        return tapped
+
+
+def spans(runs: list[Run]) -> Iterator[float]:
+    """Milliseconds from the end of a run to the next one's, the first from its own beginning: steps, or tokens."""
+    if runs:
+        yield runs[0].ended.milliseconds_since(runs[0].begun)
+    for one, following in pairwise(runs):
+        yield following.ended.milliseconds_since(one.ended)
+
+
+def between(runs: list[Run]) -> float:
+    """Milliseconds between runs, when the engine does nothing and the host prepares the next; without the wait for a
+    core."""
+    return sum(following.begun.undisturbed_since(one.ended) for one, following in pairwise(runs))
+
+
+def undisturbed(runs: list[Run]) -> float:
+    """Milliseconds from the first beginning to the last end, without the wait for a core."""
+    return runs[-1].ended.undisturbed_since(runs[0].begun)

@@ -1,0 +1,1 @@
+"""The presets `fast` and `realtime`, by measurement on the phantom."""

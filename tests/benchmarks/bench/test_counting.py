@@ -1,0 +1,167 @@
+"""FLOPs against torch's own counter on the same sizes, and bytes of weights against the files that hold them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from hand_graphs import F, save  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from unibrain_rt.benchmarks.bench.counting import count_work, external_spans, joined  # noqa: E402
+from unibrain_rt.bundle import Bundle  # noqa: E402
+from unibrain_rt.engines import EngineError  # noqa: E402
+from unibrain_rt.engines.onnx_file import read_onnx  # noqa: E402
+from unibrain_rt.export.config import Architecture  # noqa: E402
+
+ALIGNMENT = 4096
+FREE = 2
+"""Size of free axes, as in the exporter's examples."""
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Bundle:
+    return Bundle.open()
+
+
+def torch_graphs(bundle: Bundle) -> dict[str, Any]:
+    """By graph, the torch module and example inputs that it was exported from, with random weights."""
+    import torch
+
+    from unibrain_rt.export import graphs
+    from unibrain_rt.export.models.autokl import build_autokl
+    from unibrain_rt.export.models.clip import build_clip_image, build_clip_text
+    from unibrain_rt.export.models.optimus import OptimusDecoder, OptimusEncode
+    from unibrain_rt.export.models.unet import FourFlowUNet
+
+    sizes = Architecture.from_mapping(bundle.architecture)
+    torch.manual_seed(0)
+    unet, vae = FourFlowUNet(sizes.unet), build_autokl(sizes.autokl)
+    slots = bundle.graph("optimus_decode").tensor("key_cache").sized(1)[2]
+    tokens = bundle.graph("optimus_encode").tensor("input_ids").sized(1)[1]
+    made = [
+        graphs.unet_context(unet, sizes),
+        graphs.unet_time(unet),
+        graphs.unet_step(unet, sizes, "image"),
+        graphs.unet_step(unet, sizes, "text"),
+        graphs.autokl_encode(vae, sizes),
+        graphs.autokl_decode(vae, sizes),
+        graphs.clip_image(build_clip_image(sizes.clip), sizes),
+        graphs.clip_text(build_clip_text(sizes.clip), sizes),
+        graphs.optimus_encode(OptimusEncode(sizes.optimus), tokens),
+        graphs.optimus_decode(OptimusDecoder(sizes.optimus), sizes.optimus.latent_size, slots),
+    ]
+    return {graph.name: graph for graph in made}
+
+
+def test_flops_are_torchs_of_every_graph(phantom: Bundle) -> None:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    made = torch_graphs(phantom)
+    assert made.keys() == phantom.graphs.keys()
+    for name, graph in made.items():
+        # Torch's counter passes over the fused attention of CPUs; that of plain products it counts.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with torch.inference_mode(), plain, FlopCounterMode(display=False) as counter:
+            graph.module.eval()(*graph.example.values())
+        expected = counter.get_total_flops()
+        if name == "unet_time":
+            # The module embeds the timesteps once for either flow; the exporter finds that it is the same.
+            embed = graph.module.unet.image.time_embed
+            expected -= sum(2 * FREE * layer.weight.numel() for layer in embed if hasattr(layer, "weight"))
+        counted = count_work(phantom.graph(name).path, FREE).flops
+        assert counted == pytest.approx(expected, rel=0.02), name
+
+
+def test_stored_bytes_are_those_that_onnx_finds_in_the_file(phantom: Bundle) -> None:
+    for name, graph in phantom.graphs.items():
+        model = onnx.load(graph.path, load_external_data=False)
+        inline = sum(
+            len(each.raw_data) or len(onnx.numpy_helper.to_array(each).tobytes())
+            for each in model.graph.initializer
+            if not each.external_data
+        )
+        spans = [
+            (int(entry["offset"]), int(entry["offset"]) + int(entry["length"]))
+            for each in model.graph.initializer
+            if each.external_data
+            for entry in [{pair.key: pair.value for pair in each.external_data}]
+        ]
+        external = sum(end - start for start, end in joined(spans))
+        assert count_work(graph.path, FREE).stored_bytes == inline + external, name
+
+
+def test_together_the_graphs_read_every_byte_of_the_weights_files(phantom: Bundle) -> None:
+    spans: dict[Path, list[tuple[int, int]]] = {}
+    for graph in phantom.graphs.values():
+        for name, found in external_spans(read_onnx(graph.path).graph).items():
+            spans.setdefault(graph.path.parent / name, []).extend(found)
+    assert spans
+    for path, found in spans.items():
+        content, parts = path.read_bytes(), joined(found)
+        left = bytearray(content)
+        for start, end in parts:
+            assert start % ALIGNMENT == 0
+            left[start:end] = bytes(end - start)
+        # Nothing is left but what tensors are moved up by, to begin where pages do, up to the file's last byte.
+        assert not any(left)
+        assert parts[-1][1] == len(content)
+        padding = sum(start - end for (_, end), (start, _) in pairwise(parts))
+        assert sum(end - start for start, end in parts) + padding == len(content)
+        assert all(start - end < ALIGNMENT for (_, end), (start, _) in pairwise(parts))
+
+
+def test_weights_stored_in_half_are_read_in_the_width_that_is_computed_in(phantom: Bundle) -> None:
+    work = count_work(phantom.graph("unet_image_step").path)
+    assert phantom.precision == "fp32-half-weights"
+    assert work.bytes_per_number == 4
+    # All but a few of them are half as wide in the file.
+    assert work.weight_bytes == pytest.approx(2 * work.stored_bytes, rel=0.02)
+
+
+def test_a_small_graph_counted_by_hand(tmp_path: Path) -> None:
+    table, weight = np.zeros((50, 4), np.float32), np.zeros((4, 5), np.float32)
+    save(
+        tmp_path / "small.onnx",
+        [("Gather", ["table", "ids"], ["rows"]), ("MatMul", ["rows", "weight"], ["y"])],
+        {"ids": ("int64", (3,))},
+        {"y": (F, (3, 5))},
+        {"table": table, "weight": weight},
+    )
+    work = count_work(tmp_path / "small.onnx")
+    assert work.flops == 2 * 3 * 5 * 4
+    # Of the table only the rows that are looked up.
+    assert work.weight_bytes == 4 * (3 * 4 + 4 * 5)
+    assert work.activation_bytes == 4 * (3 * 4 + 3 * 5)
+    assert work.stored_bytes == 4 * (50 * 4 + 4 * 5)
+
+
+def test_the_work_grows_with_the_free_axis(phantom: Bundle) -> None:
+    path = phantom.graph("clip_image").path
+    one, four = count_work(path, 1), count_work(path, 4)
+    assert four.flops == pytest.approx(4 * one.flops, rel=1e-3)
+    # All but the embedding of the class, which is repeated.
+    assert four.weight_bytes == pytest.approx(one.weight_bytes, rel=1e-2)
+    assert four.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=1e-2)
+
+
+def test_what_cannot_be_counted_says_so(tmp_path: Path) -> None:
+    save(
+        tmp_path / "odd.onnx",
+        [("NonZero", ["x"], ["places"]), ("Cast", ["places"], ["y"])],
+        {"x": (F, (3,))},
+        {"y": ("int64", (1, "n"))},
+    )
+    with pytest.raises(EngineError, match="no rule for the shape that ai.onnx NonZero gives"):
+        count_work(tmp_path / "odd.onnx")
+    (tmp_path / "none.onnx").write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match="cannot be read as ONNX"):
+        count_work(tmp_path / "none.onnx")
