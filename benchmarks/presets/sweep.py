@@ -27,6 +27,7 @@ from unibrain_rt.benchmarks.bench.clock import ThreadClock
 from unibrain_rt.benchmarks.bench.plot import scatter
 from unibrain_rt.benchmarks.presets.choice import (
     BEARABLE,
+    LIKE,
     PAPER,
     TELLING,
     Cell,
@@ -215,9 +216,9 @@ def page(results: Mapping[str, Any]) -> str:
                     ],
                     checks,
                 ),
-                "`fast`: no measure is significantly below `paper`'s and none lost more than "
-                f"{TELLING:.0%}; `realtime`: none "
-                f"lost more than {BEARABLE:.0%}.",
+                "`fast`: the fewest steps with which no measure is significantly below `paper`'s, none lost more than "
+                f"{TELLING:.0%}, and pictures correlate with `paper`'s own by {LIKE} or more; `realtime`: with which "
+                f"none lost more than {BEARABLE:.0%}. Of as many steps, the best.",
             ]
         )
         + "\n"
