@@ -1,10 +1,13 @@
 """A head of reduced rank: its predictions through the few directions in which those of unseen scans differ.
 
 With P the predictions of the training scans (N, T), calibrated and in units of each target's deviation, C, so that
-every target counts the same, the directions are the leading eigenvectors ``V = P.T E λ^-½`` of P.T P (reduced-rank
-regression), found from the eigenvectors E, λ of the smaller ``P P.T = F K F.T``, where F makes fitted values of
-targets and K is the Gram matrix ``Y C² Y.T`` of the targets (N, N), summed over blocks. The factors are
-``left = W C V`` and ``right = V.T C⁻¹``.
+every target counts the same, the directions are the leading eigenvectors V of P.T P (reduced-rank regression), and the
+factors are ``left = W C V`` and ``right = V.T C⁻¹``. Of targets Y, all that directions depend on is ``Y C² Y.T``, so
+any root Q of it serves, ``Q Q.T = Y C² Y.T``: Y C itself where there are fewer targets than scans, else the Cholesky
+factor of the Gram matrix, which is summed over blocks. In components (`basis`, scores of lengths s)::
+
+    A = (s² + alpha)⁻¹ scores.T Q,   s A = E √λ V_Q.T       the model, and its predictions (R, q) as a singular value
+    left = axes s⁻¹ E √λ,   right = λ^-½ E.T s (s² + alpha)⁻¹ scores.T Y                               decomposition
 
 How much a rank keeps, training predictions do not tell: the directions were chosen for them. So a model of four fifths
 of the scans is reduced, and what each rank keeps of its predictions of the others is what the rank is chosen by. Which
@@ -21,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk, ssyrk
+from scipy.linalg.lapack import dpstrf, spstrf
 
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.ridge.basis import eigen
@@ -73,14 +77,16 @@ def reduce_fit(
     name = f"{fit.targets.name}.reduced"
     kept = journal.find(name)
     if kept is None or kept["asked"] != fidelity:
-        gram = target_gram(fit, journal, say)
-        fitted = fit.coefficients(fit.basis.scores[fit.held_out.folds.order])
-        shares = held_out_shares(fit, gram)
-        squares, vectors = eigen(np.asfortranarray(fitted @ (gram @ fitted.T)))
+        root = target_root(fit, journal, say)
+        shares = held_out_shares(fit, root)
+        lengths, width = np.sqrt(fit.basis.squares), fit.targets.count
+        shrinkage = (lengths / (fit.basis.squares + fit.alpha)).astype(root.dtype)
+        scores = _scores(fit)
+        squares, vectors = _leading(shrinkage[:, None] * (scores.T @ root))
         rank = min(int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)))
-        vectors, squares = _filled(vectors[:, :rank]), _filled(squares[:rank])
-        right_of = (vectors / np.sqrt(squares)).T @ fitted * np.sqrt(fit.targets.count)
-        left = fit.coefficients(fit.basis.axes) @ (gram @ right_of.T) / fit.targets.count
+        vectors, squares = _filled(vectors[:, :rank], 0.0), _filled(squares[:rank], 1.0)
+        right_of = ((vectors * shrinkage[:, None]).T @ scores.T) * np.sqrt(width / squares)[:, None]
+        left = fit.basis.axes @ (vectors * np.sqrt(squares / width) / lengths[:, None])
         kept = {
             "asked": np.array(fidelity),
             "left": left.astype(fit.targets.dtype),
@@ -98,26 +104,38 @@ def check_fidelity(fidelity: float) -> None:
         raise InputError(f"fidelity {fidelity}: give a share above 0 and up to 1")
 
 
-def held_out_shares(fit: RidgeFit, gram: NDArray[Any]) -> NDArray[np.float64]:
+def held_out_shares(fit: RidgeFit, root: NDArray[Any]) -> NDArray[np.float64]:
     """What ranks 1, 2, ... of a model of four fifths of the scans keep of its predictions of the others."""
     folds = fit.held_out.folds
-    tested = np.zeros(len(gram), bool)
+    tested = np.zeros(len(root), bool)
     for number, fold in enumerate(folds):
         tested[fold] = number % min(5, folds.count) == 0
-    scores = fit.basis.scores[folds.order]
-    kernel = scores @ scores[~tested].T
-    own = kernel[~tested]
-    own[np.diag_indices_from(own)] += fit.alpha * len(own) / len(gram)
+    scores = _scores(fit)
+    # Products of all scans' scores are known: they are orthogonal.
+    own = -scores[tested].T @ scores[tested]
+    own[np.diag_indices_from(own)] += fit.basis.squares + fit.alpha * float(np.mean(~tested))
     factor = cho_factor(own, overwrite_a=True, check_finite=False)
-    models = np.asarray(cho_solve(factor, kernel.T, check_finite=False).T, fit.targets.dtype)
-    fitted, unseen, gram = models[~tested], models[tested], gram[np.ix_(~tested, ~tested)]
-    with_gram = gram @ unseen.T
-    total = float(np.einsum("ij,ji->", unseen, with_gram, dtype=np.float64))
-    squares, vectors = eigen(np.asfortranarray(fitted @ (gram @ fitted.T)))
+    model = cho_solve(factor, scores[~tested].T @ root[~tested], overwrite_b=True, check_finite=False)
+    fitted, unseen = scores[~tested] @ model, scores[tested] @ model
+    total = float(np.einsum("ij,ij->", unseen, unseen, dtype=np.float64))
+    squares, vectors = _leading(fitted)
     if total <= 0.0 or not len(squares):
         return np.ones(0)
-    coordinates = (vectors / np.sqrt(squares)).T @ (fitted @ with_gram)
-    return np.cumsum(np.square(coordinates).sum(axis=1, dtype=np.float64)) / total
+    coordinates = unseen @ (fitted.T @ vectors) / np.sqrt(squares)
+    return np.cumsum(np.square(coordinates).sum(axis=0, dtype=np.float64)) / total
+
+
+def _scores(fit: RidgeFit) -> NDArray[Any]:
+    """(N, R), in the order and the type of the targets' blocks."""
+    return fit.basis.scores[fit.held_out.folds.order].astype(fit.targets.dtype)
+
+
+def _leading(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Squared singular values of (R, q), falling, and the vectors of length R that belong to them."""
+    if len(rows) <= rows.shape[1]:
+        return eigen(np.asfortranarray(rows @ rows.T))
+    squares, vectors = eigen(np.asfortranarray(rows.T @ rows))
+    return squares, (rows @ vectors) / np.sqrt(squares)
 
 
 def _of_length(shares: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
@@ -126,17 +144,34 @@ def _of_length(shares: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
     return np.concatenate([shares[:rank], np.full(max(0, rank - len(shares)), last)])
 
 
-def _filled(values: NDArray[Any]) -> NDArray[Any]:
+def _filled(values: NDArray[Any], filling: float) -> NDArray[Any]:
     """At least one component: of a head that predicts nothing, one that is nothing."""
-    return values if values.shape[-1] else np.ones((*values.shape[:-1], 1), values.dtype)
+    return values if values.shape[-1] else np.full((*values.shape[:-1], 1), filling, values.dtype)
+
+
+def target_root(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
+    """Q (N, q) with ``Q Q.T = Y C² Y.T``, Y the targets in the blocks' order and C their units."""
+    if fit.targets.count < fit.targets.scans:
+        units = fit.units.astype(fit.targets.dtype)
+        return np.concatenate([y * units[part] for part, y in fit.blocks()], axis=1)
+    gram = target_gram(fit, journal, say)
+    # With pivots: there may be fewer directions than scans, and centred targets have one less at least.
+    pstrf, largest = (dpstrf if gram.dtype == np.float64 else spstrf), float(np.diag(gram).max())
+    errors = len(gram) if gram.dtype == np.float64 else np.sqrt(len(gram))
+    factor, pivots, rank, _ = pstrf(
+        gram, tol=largest * errors * np.finfo(gram.dtype).eps, lower=1, overwrite_a=1
+    )
+    root = np.zeros((len(gram), max(1, rank)), gram.dtype)
+    root[pivots - 1, :rank] = np.tril(factor)[:, :rank]
+    return root
 
 
 def target_gram(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
-    """``Y C² Y.T`` (N, N), summed over blocks of targets Y in units C."""
+    """``Y C² Y.T`` (N, N), its lower triangle, summed over blocks of targets Y in units C."""
     name = f"{fit.targets.name}.gram"
     scans, dtype = fit.targets.scans, fit.targets.dtype
     kept = journal.find(name) or {"gram": np.zeros((scans, scans), dtype, order="F"), "done": np.array(0)}
-    gram, done = kept["gram"], int(kept["done"])
+    gram, done = np.asfortranarray(kept["gram"]), int(kept["done"])
     syrk = dsyrk if dtype == np.float64 else ssyrk
     for part, y in fit.blocks(done):
         calibrated = y * fit.units[part].astype(dtype)
@@ -144,5 +179,4 @@ def target_gram(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
         if journal.due:
             journal.enter(name, gram=gram, done=part.stop)
         say(f"{fit.targets.name}: compared {part.stop:,} of {fit.targets.count:,} targets")
-    lower = np.tril(gram, -1)
-    return lower + lower.T + np.diag(np.diag(gram))
+    return gram

@@ -157,7 +157,8 @@ def test_memory_does_not_grow_with_the_number_of_targets(
 
 
 def test_a_killed_fit_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    voxels, targets = problem(40, 60, 50)
+    # One head has fewer targets than there are scans, the other more.
+    voxels, targets = problem(40, 60, 75)
     heads = {"a": targets[:, :30].astype(np.float32), "b": targets[:, 30:].astype(np.float32)}
     monkeypatch.setattr(fit_module, "_BLOCK_BYTES", 4 * 4 * 40)
     monkeypatch.setattr(Journal, "due", True)

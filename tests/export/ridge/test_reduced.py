@@ -60,6 +60,15 @@ def test_the_share_holds_for_scans_not_fitted_on() -> None:
     assert found == pytest.approx(reduced.kept, abs=0.02)
 
 
+def test_more_targets_than_scans_are_as_many_as_scans() -> None:
+    """Copies add nothing: the Gram matrix's root finds what the targets themselves do."""
+    voxels, targets = problem(100, 40, 25, noise=2.0)
+    few, many = (fit_ridge(voxels, np.tile(targets, (1, copies)), [10.0]) for copies in (1, 8))
+    (left, right), (same, copied) = (whole(fit.reduced(0.95)) for fit in (few, many))
+    np.testing.assert_allclose(same @ copied, np.tile(left @ right, (1, 8)), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(few.reduced(0.95).shares, many.reduced(0.95).shares, rtol=1e-4)
+
+
 def test_every_target_counts_the_same() -> None:
     voxels, targets = problem(100, 30, 20)
     fits = [fit_ridge(voxels, values, [10.0]) for values in (targets, targets * 10.0 ** np.arange(-10, 10))]
@@ -75,10 +84,11 @@ def test_full_fidelity_and_empty_heads() -> None:
     left, right = whole(fit.reduced(1.0))
     assert 20 <= left.shape[1] <= 21
     np.testing.assert_allclose(left @ right, fit.weight, atol=1e-5)
-    empty = fit_ridge(voxels, np.full((60, 5), 3.0), [10.0]).reduced(0.9)
-    assert empty.rank == 1
-    assert empty.kept == 1.0
-    assert not any(part.any() for part in whole(empty))
+    for count in (5, 100):  # fewer targets than scans, and more
+        empty = fit_ridge(voxels, np.full((60, count), 3.0), [10.0]).reduced(0.9)
+        assert empty.rank == 1
+        assert empty.kept == 1.0
+        assert not any(part.any() for part in whole(empty))
     for wrong in (0.0, 1.1):
         with pytest.raises(InputError, match="fidelity"):
             fit.reduced(wrong)
