@@ -13,6 +13,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float
 from unibrain_rt.benchmarks.peers.base import EnginePeer, Peer, opened, take
+from unibrain_rt.captions import greedy
 from unibrain_rt.samplers import seeded_noise
 
 TOKENS = 30
@@ -45,10 +46,15 @@ class EngineCaptionPeer(EngineLatentPeer):
             session.write(name, value)
         session.write("token", START)
         slots = session.graph.tensor("key_cache").sized(1)[2]
+        # Bundles of before leave the choice to the host.
+        chooses = any(spec.name == "next_token" for spec in session.graph.outputs)
         self._tokens = [START]
         for _ in range(min(TOKENS, slots)):
+            if not chooses:
+                session.write("token", self._tokens[-1])
             session.run()
-            self._tokens.append(int(session.read("next_token")[0]))
+            chosen = session.read("next_token")[0] if chooses else greedy(session.read("logits")[0])
+            self._tokens.append(int(chosen))
 
     def output(self) -> Float:
         return np.array(self._tokens, np.float32)
