@@ -85,9 +85,9 @@ class Preset:
         return asdict(self)
 
 
-# DPM-Solver++ at 0.74 starts at the timestep at which DDIM's 50 steps at 0.75 start.
+# `fast` and `realtime` were chosen by measurement (`unibrain_rt.benchmarks.presets`): 5 and 3 steps run.
 PRESETS: dict[str, Preset] = {
     "paper": Preset(),
-    "fast": Preset(sampler="dpm-solver++2m", steps=16, strength=0.74),
-    "realtime": Preset(sampler="dpm-solver++2m", steps=8, strength=0.74),
+    "fast": Preset(sampler="dpm-solver++2m", steps=9, strength=0.6),
+    "realtime": Preset(sampler="dpm-solver++2m", steps=6, strength=0.5),
 }

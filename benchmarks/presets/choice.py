@@ -30,7 +30,7 @@ STEPS: dict[str, tuple[int, ...]] = {
 }
 STRENGTHS = (0.74, 0.6, 0.5, 0.9)
 INTERVALS: tuple[tuple[float, float] | None, ...] = (None, (0.2, 1.0), (0.0, 0.6), (0.2, 0.6))
-TELLING, BEARABLE, LIKE = 0.02, 0.05, 0.95
+TELLING, BEARABLE, LIKE = 0.02, 0.03, 0.95
 PAPER = "paper"
 
 

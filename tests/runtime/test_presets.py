@@ -32,12 +32,12 @@ def test_the_papers_preset_is_the_papers() -> None:
         np.testing.assert_array_equal(table.column("guidance_scale"), 7.5)
 
 
-def test_quicker_presets_run_fewer_steps_from_the_same_noise() -> None:
+def test_quicker_presets_run_fewer_steps_from_less_noise() -> None:
     tables = [PRESETS[name].table(Schedule(), "image") for name in ("paper", "fast", "realtime")]
-    steps = [len(table.timesteps) for table in tables]
-    assert steps == sorted(steps, reverse=True)
-    assert len(set(steps)) == 3
-    assert {table.noise_timestep for table in tables} == {741}
+    assert [len(table.timesteps) for table in tables] == [37, 5, 3]
+    noises = [table.noise_timestep for table in tables]
+    assert noises == sorted(noises, reverse=True)
+    assert noises[0] == 741
 
 
 @pytest.mark.parametrize("name", PRESETS)
