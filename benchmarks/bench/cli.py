@@ -146,13 +146,13 @@ def _startup(plan: Any, bundle: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="unibrain-rt-bench-") as folder:
         scan = plan.scan or made_up_scan(Path(folder), bundle.subject(plan.subject))
         for engine in plan.engines:
-            _say(f"{engine}: start-up")
             found.append(
                 measure_startup(
                     plan.bundle, scan, engine=engine, preset=plan.presets[0], subject=plan.subject,
                     threads=plan.threads, cache=plan.cache, warm=min(plan.runs, 5), cold=min(plan.runs, 2),
                 )
             )  # fmt: skip
+            _say(f"{engine}: started {min(plan.runs, 5) + min(plan.runs, 2)} times")
     return found
 
 
