@@ -9,35 +9,41 @@ from typing import Any
 
 import click
 
-from unibrain_rt.benchmarks.bench.report import NAMES, ms
 from unibrain_rt.benchmarks.tables import table
 
 BEGIN, END = "<!-- latency: begin -->", "<!-- latency: end -->"
 RESULTS = Path("benchmarks/results")
-BENCH, CONTEST = "bench/bench.json", "contest-published.json"
+BENCH, CONTESTS = (
+    "bench/bench.json",
+    {"phantom": "contest-phantom.json", "published": "contest-published.json"},
+)
 COMMAND = "python -m unibrain_rt.benchmarks.readme"
-_STAGES = ("ridge", "image_loop", "autokl", "caption_loop", "gpt2")
-_PARTS = ("image loop", "caption", "picture", "decode")
+_REFERENCE = "diffusers"
+_PARTS = {"image loop": "image loop", "caption": "caption", "picture": "AutoKL", "decode": "decode"}
 _LABELS = {
     "diffusers": "diffusers, fp32",
-    "diffusers-bf16": "diffusers, bf16",
     "diffusers-compiled": "diffusers, compiled",
     "torch": "our torch module, fp32",
     "torch-compiled": "our torch module, compiled",
-    "torch-bf16": "our torch module, bf16",
     "onnxruntime": "**unibrain-rt, ONNX Runtime fp32**",
     "openvino-fp32": "**unibrain-rt, OpenVINO fp32**",
     "openvino-bf16": "**unibrain-rt, OpenVINO bf16**",
 }
+"""Who is in the table, in this order; torch's bf16 is in the contests' own pages."""
+_NOTHING = "–"
+_OWN = ("onnxruntime", "openvino-fp32", "openvino-bf16")
+
+Found = Mapping[str, Any]
 
 
 def section(results: Path) -> str:
     """What stands between the README's marks; as much of it as there are results for."""
+    contests = {size: _read(results / name) for size, name in CONTESTS.items() if (results / name).exists()}
     parts = []
+    if contests:
+        parts.append(_table(contests))
     if (results / BENCH).exists():
-        parts.append(_phantom(json.loads((results / BENCH).read_text("utf-8")), results))
-    if (results / CONTEST).exists():
-        parts.append(_published(json.loads((results / CONTEST).read_text("utf-8"))))
+        parts.append(_plot(_read(results / BENCH)))
     parts.append(f"Written by `{COMMAND}` from the results in `{RESULTS}`.")
     return "\n\n".join(parts)
 
@@ -51,48 +57,54 @@ def replaced(text: str, new: str) -> str:
     return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
 
 
-def _phantom(found: Mapping[str, Any], results: Path) -> str:
+def _table(contests: Mapping[str, Found]) -> str:
+    """Everybody's ``paper``, and ours in ``fast``: whole decodes on the phantom, and parts at the published size."""
     rows = []
-    for case in found["cases"]:
-        engine = case["engine"]
-        name = f"{engine['engine']} {engine.get('precision', 'fp32')}, `{case['preset']}`"
-        whole = case["end_to_end"]
-        reached = f"{case['roofline']['all']['share']:.0%}" if "roofline" in case else "–"
-        rows.append(
-            [
-                name,
-                *(ms(case["stages"][stage]["p50"]) for stage in _STAGES),
-                ms(whole["p50"]),
-                ms(whole["p99"]),
-                reached,
-            ]
-        )
-    head = ["phantom, p50", *(NAMES[stage] for stage in _STAGES), "end to end", "p99", "of the limit"]
-    picture = (results / BENCH).with_suffix(".svg").relative_to(results)
-    return "\n\n".join(
-        [
-            table(head, rows),
-            f"![Where the time of a decode goes]({(RESULTS / picture).as_posix()})",
-            f"{found['machine']['cpu']}, {found['machine']['cores']} cores; made by `{found['command']} --out "
-            f"{(RESULTS / BENCH).parent.as_posix()}`.",
-        ]
+    for preset, peers in (("paper", tuple(_LABELS)), ("fast", _OWN)):
+        for peer in peers:
+            cells = [cell for size, found in contests.items() for cell in _cells(found, size, preset, peer)]
+            if any(cell != _NOTHING for cell in cells):
+                rows.append([_LABELS[peer], f"`{preset}`", *cells])
+    head = [title for size in contests for title in _titles(size)]
+    commands = " and ".join(f"[{size}]({(RESULTS / CONTESTS[size]).with_suffix('.md')})" for size in contests)
+    machine = next(iter(contests.values()))["machine"]
+    return (
+        f"{table(['', 'preset', *head], rows)}\n\n{machine['cpu']}, {machine['cores']} cores, random weights; "
+        f"made by `python -m unibrain_rt.benchmarks.peers.contest --size SIZE --work DIR` ({commands})."
     )
 
 
-def _published(found: Mapping[str, Any]) -> str:
-    times = found["summary"]["seconds"]["paper"]
-    reference = times.get("diffusers", {}).get("decode")
-    rows = [
-        [
-            _LABELS.get(peer, peer),
-            *(f"{own[part]:,.1f} s" if part in own else "–" for part in _PARTS),
-            f"{reference / own['decode']:.2f}" if reference and "decode" in own else "–",
-        ]
-        for peer, own in times.items()
-    ]
-    head = ["published size, `paper`", "image loop", "caption", "AutoKL", "decode", "times faster"]
-    command = "python -m unibrain_rt.benchmarks.peers.contest --size published --work DIR"
-    return f"{table(head, rows)}\n\nRandom weights; made by `{command}`."
+def _titles(size: str) -> list[str]:
+    if size == "published":
+        return [*(f"published size: {title}" for title in _PARTS.values()), "times faster"]
+    return [f"{size}: decode", "times faster"]
+
+
+def _cells(found: Found, size: str, preset: str, peer: str) -> list[str]:
+    """Seconds of the parts, and how often the reference's ``paper`` takes as long as this decode."""
+    times = found["summary"]["seconds"]
+    own, reference = times[preset].get(peer, {}), times["paper"].get(_REFERENCE, {}).get("decode")
+    parts = _PARTS if size == "published" else ("decode",)
+    faster = f"{reference / own['decode']:.2f}" if reference and "decode" in own else _NOTHING
+    return [*(_seconds(own[part]) if part in own else _NOTHING for part in parts), faster]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.1f} s" if value >= 10 else f"{1000 * value:,.0f} ms"
+
+
+def _plot(found: Found) -> str:
+    picture = (RESULTS / BENCH).with_suffix(".svg")
+    return (
+        f"![Where the time of a decode of the phantom goes]({picture.as_posix()})\n\n"
+        f"{found['machine']['cpu']}, {found['machine']['cores']} cores; made by `{found['command']} --out "
+        f"{picture.parent.as_posix()}` ([all of it]({picture.with_suffix('.md').as_posix()}))."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 @click.command()

@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from unibrain_rt.benchmarks.peers import contest
+from unibrain_rt.benchmarks.peers.base import Work
 from unibrain_rt.presets import PRESETS
 from unibrain_rt.samplers import Schedule
 
@@ -76,3 +77,18 @@ def test_ratios_and_targets() -> None:
     assert "image loop of paper, onnxruntime: 2.96 times, target 1.8: **reached**" in page
     assert "openvino-bf16: target 3: cannot be run on this processor" in page
     assert "Left out: openvino-bf16: no bf16 here." in page
+
+
+@pytest.mark.parametrize("work", ["image", "autokl"])
+def test_torch_is_not_asked_for_convolutions_it_would_take_hours_for(work: Work) -> None:
+    reason = contest.impractical("published", work, "torch-bf16-compiled", ["avx2", "fma"])
+    assert reason is not None
+    assert "bf16" in reason
+    for peer, extensions in (
+        ("torch-bf16", ["avx512_bf16"]),
+        ("torch", ["avx2"]),
+        ("openvino-bf16", ["avx2"]),
+    ):
+        assert contest.impractical("published", work, peer, extensions) is None
+    assert contest.impractical("phantom", work, "torch-bf16", ["avx2"]) is None
+    assert contest.impractical("published", "text", "torch-bf16", ["avx2"]) is None
