@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from threading import Thread
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -23,6 +25,7 @@ from unibrain_rt.errors import UnibrainError, one_line
 Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
 _TAIL_CHARACTERS = 2000
 _PATIENCE_S = 30
+_WATCH_S = 0.5
 
 
 class WorkerError(RuntimeError):
@@ -119,9 +122,20 @@ def serve(answer: Answer, commands: TextIO, replies: TextIO) -> None:
 
 
 def main(make: Callable[[dict[str, Any]], Answer]) -> None:
-    """Serve on the standard streams with what ``make`` makes of the JSON in the only argument."""
+    """Serve on the standard streams with what ``make`` makes of the JSON in the only argument.
+
+    A driver that is killed takes its workers along, also one that is loading and would not look for commands for
+    minutes, with gigabytes in its hands.
+    """
+    Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
     answer = make(json.loads(sys.argv[1]))
     # What libraries print to standard output must not be taken for a reply.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(answer, sys.stdin, replies)
+
+
+def _end_without(driver: int) -> None:
+    while os.getppid() == driver:
+        time.sleep(_WATCH_S)
+    os._exit(1)
