@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from unibrain_rt.engines.base import Engine, GraphSpec
 from unibrain_rt.engines.errors import EngineError
 
-#: Fastest first: the order in which ``auto`` tries them. Each module has ``probe`` and ``create``.
+#: Fastest first: the order in which ``auto`` tries them, last resorts (`Probe`) apart. Each has ``probe`` and ``create``.
 MODULES = {
     "tensorrt": "unibrain_rt.engines.tensorrt.native",
     "tensorrt-rtx": "unibrain_rt.engines.tensorrt.rtx",
@@ -29,7 +29,8 @@ ENGINE_VARIABLE = "UNIBRAIN_RT_ENGINE"
 class Probe:
     """Whether a back end can be used here. ``problem`` says why not, ``advice`` what to do about it.
 
-    ``version`` is None where it is not installed; ``device`` is what it would run on.
+    ``version`` is None where it is not installed; ``device`` is what it would run on. ``last_resort``: whatever else
+    works here is as fast or faster, so ``auto`` tries that first.
     """
 
     engine: str
@@ -37,6 +38,7 @@ class Probe:
     device: str | None = None
     problem: str | None = None
     advice: str | None = None
+    last_resort: bool = False
 
     @property
     def usable(self) -> bool:
@@ -103,18 +105,29 @@ def create_engine(
         engine: Engine = _module(name).create(settings)
         return engine
     passed_over: list[Probe] = []
-    for candidate in ENGINES:
-        found = probe(candidate)
+    for found in _in_turn():
         if not found.usable:
             passed_over.append(found)
             continue
-        engine = _module(candidate).create(settings)
+        engine = _module(found.engine).create(settings)
         reason = engine.unready([*graphs, *(device_graphs if engine.on_device else ())])
         if reason is None:
             engine.passed_over = tuple(passed_over)
             return engine
-        passed_over.append(Probe(candidate, found.version, found.device, reason))
+        passed_over.append(Probe(found.engine, found.version, found.device, reason))
     raise EngineError(f"no engine works here: {passed_over[-1]} (unibrain-rt doctor tells of the others)")
+
+
+def _in_turn() -> Iterator[Probe]:
+    """All back ends, the fastest here first. None is looked at, which may mean loading a library, before its turn."""
+    last = []
+    for name in ENGINES:
+        found = probe(name)
+        if found.last_resort:
+            last.append(found)
+        else:
+            yield found
+    yield from last
 
 
 def _module(name: str) -> Any:

@@ -312,6 +312,20 @@ def test_auto_takes_the_first_that_works_and_says_why_not_the_others(three_back_
     ]
 
 
+def test_a_last_resort_is_taken_where_nothing_else_works(
+    three_back_ends: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = RecordingEngine()
+    back_end(monkeypatch, "last", Probe("last", "1.0", "cpu", last_resort=True), last)
+    monkeypatch.setattr(catalogue, "ENGINES", ("last", "slow", "works"))
+    chosen = create_engine("auto")
+    assert chosen is three_back_ends
+    # It works, so there is nothing to be told of it.
+    assert [str(found) for found in chosen.passed_over] == ["slow: no plans yet"]
+    monkeypatch.setattr(catalogue, "ENGINES", ("last", "slow", "absent"))
+    assert create_engine("auto") is last
+
+
 def test_an_engine_that_was_asked_for_is_not_passed_over(three_back_ends: Engine) -> None:
     assert isinstance(create_engine("slow"), Unready)
     with pytest.raises(EngineError, match=r"^engine absent: is not installed; run: pip install it$"):

@@ -15,7 +15,8 @@ import pytest
 from unibrain_rt import Decoder, read_scans
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
-from unibrain_rt.engines import ENGINES, EngineError, Settings, create_engine, openvino, probe
+from unibrain_rt.engines import EngineError, Settings, catalogue, create_engine, openvino, probe
+from unibrain_rt.engines.catalogue import ENGINE_VARIABLE
 from unibrain_rt.engines.openvino import OpenVinoEngine
 
 pytest.importorskip("openvino")
@@ -205,8 +206,27 @@ def test_threads_do_not_change_a_decode(tiny: Any, tiny_template: Path, tmp_path
 # --- Being there --------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_it_before_onnxruntime() -> None:
-    assert ENGINES.index("openvino") < ENGINES.index("onnxruntime")
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_takes_it_before_onnxruntime_where_bf16_is_native(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
+    monkeypatch.setattr(catalogue, "ENGINES", ("openvino", "onnxruntime"))
+    library = importlib.import_module("openvino")
+
+    class Core(library.Core):  # type: ignore[misc, name-defined]
+        def get_property(self, device: str, name: str) -> Any:
+            capabilities = ["FP32", "BF16"] if native else ["FP32"]
+            return capabilities if name == "OPTIMIZATION_CAPABILITIES" else super().get_property(device, name)
+
+    monkeypatch.setattr(library, "Core", Core)
+    assert create_engine("auto").name == ("openvino" if native else "onnxruntime")
+    # It is taken where there is nothing else.
+    monkeypatch.setattr(catalogue, "ENGINES", ("openvino",))
+    assert create_engine("auto").name == "openvino"
+
+
+def test_its_probe_names_the_processor() -> None:
     found = probe("openvino")
     assert found.usable
     assert found.device is not None
