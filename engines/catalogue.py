@@ -12,7 +12,7 @@ from typing import Any
 from unibrain_rt.engines.base import Engine, GraphSpec
 from unibrain_rt.engines.errors import EngineError
 
-#: Fastest first: the order in which ``auto`` tries them, last resorts (`Probe`) apart. Each has ``probe`` and ``create``.
+#: Fastest first: the order in which ``auto`` tries them, last resorts (`Probe`) apart. Each has `probe` and `create`.
 MODULES = {
     "tensorrt": "unibrain_rt.engines.tensorrt.native",
     "tensorrt-rtx": "unibrain_rt.engines.tensorrt.rtx",

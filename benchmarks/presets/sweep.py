@@ -118,11 +118,22 @@ def measure_cell(
     return record, decoded
 
 
-def run(work: Path, engine: str, scans: int, most: int | None, minutes: float | None) -> dict[str, Any]:
+def run(
+    work: Path,
+    engine: str,
+    scans: int,
+    most: int | None,
+    minutes: float | None,
+    most_steps: int | None = None,
+) -> dict[str, Any]:
     """Measure the cells that are missing, as far as the time goes, and judge all that are there."""
     ends = None if minutes is None else time.monotonic() + 60 * minutes
     todo = cells()[:most]
-    missing = [cell for cell in todo if not (work / f"{cell.name}.json").exists()]
+    missing = [
+        cell
+        for cell in todo
+        if not (work / f"{cell.name}.json").exists() and (most_steps is None or cell.running <= most_steps)
+    ]
     if missing:
         bench = Bench(engine, scans, SCENE_SEED)
         record, paper = measure_cell(bench, todo[0], None)
@@ -149,10 +160,17 @@ def run(work: Path, engine: str, scans: int, most: int | None, minutes: float | 
         "scans": scans,
         "cells": records,
         "cells_planned": len(todo),
+        "complete_to_steps": _complete_to(todo, records),
         "frontier": frontier(records),
         "chosen": chosen,
         "confirmed": _confirm(work, engine, scans, chosen),
     }
+
+
+def _complete_to(planned: Sequence[Cell], records: Mapping[str, Any]) -> int:
+    """The number of steps up to which every cell was measured."""
+    missing = [cell.running for cell in planned if cell.name not in records]
+    return min(missing) - 1 if missing else max(cell.running for cell in planned)
 
 
 def _confirm(work: Path, engine: str, scans: int, chosen: Mapping[str, str]) -> dict[str, Any]:
@@ -196,7 +214,8 @@ def page(results: Mapping[str, Any]) -> str:
                 "Written by `python -m unibrain_rt.benchmarks.presets.sweep`; every cell is in "
                 f"`{NAME}.json`. {len(records)} of "
                 f"{results['cells_planned']} cells, {results['scans']} held-out scans of the phantom's {SUBJECT} each, "
-                f"{results['engine']} on one thread. `paper` takes {paper['decode_ms']:.0f} ms.",
+                f"{results['engine']} on one thread. `paper` takes {paper['decode_ms']:.0f} ms. All cells that run "
+                f"{results['complete_to_steps']} steps or fewer are there.",
                 machine_line(results["machine"]),
                 f"![Time of a decode and what is left of paper's quality]({NAME}.svg)",
                 "Quality: what is left of what `paper` has above chance, averaged over all measures. "
@@ -288,12 +307,23 @@ def _keep(path: Path, record: Mapping[str, Any]) -> None:
     "--scans", type=click.IntRange(3), default=200, show_default=True, help="Held-out scans a cell."
 )
 @click.option("--cells", "most", type=click.IntRange(1), help="Only the first so many cells.")
+@click.option(
+    "--most-steps", type=click.IntRange(1), help="Measure only cells that run so many steps or fewer."
+)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no cell after so long.")
 @click.option("--engine", default="onnxruntime", show_default=True)
-def main(work: Path, out: Path, scans: int, most: int | None, minutes: float | None, engine: str) -> None:
+def main(
+    work: Path,
+    out: Path,
+    scans: int,
+    most: int | None,
+    most_steps: int | None,
+    minutes: float | None,
+    engine: str,
+) -> None:
     """Sweep the sampler's settings on the shipped phantom and tell which are worth their time."""
     work.mkdir(parents=True, exist_ok=True)
-    results = run(work, engine, scans, most, minutes)
+    results = run(work, engine, scans, most, minutes, most_steps)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / f"{NAME}.md").write_text(page(results), encoding="utf-8")

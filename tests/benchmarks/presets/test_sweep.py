@@ -97,3 +97,12 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     refused = CliRunner().invoke(sweep.main, [*words[:-1], "4", "--cells", "1"])
     assert refused.exit_code == 2
     assert "another number of scans" in refused.output
+    # Of the first three, one runs no more than three steps.
+    third = CliRunner().invoke(
+        sweep.main, [*words, "--cells", "3", "--most-steps", "3"], catch_exceptions=False
+    )
+    assert third.exit_code == 0, third.output
+    results = json.loads((out / "presets.json").read_text("utf-8"))
+    left = [cell for cell in cells()[:3] if cell.name not in results["cells"]]
+    assert [cell.running > 3 for cell in left] == [True]
+    assert results["complete_to_steps"] == left[0].running - 1
