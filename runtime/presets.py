@@ -89,5 +89,5 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "paper": Preset(),
     "fast": Preset(sampler="dpm-solver++2m", steps=9, strength=0.6),
-    "realtime": Preset(sampler="dpm-solver++2m", steps=6, strength=0.5),
+    "realtime": Preset(sampler="dpm-solver++2m", steps=6, strength=0.5, guidance_interval=(0.2, 1.0)),
 }
