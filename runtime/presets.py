@@ -81,8 +81,9 @@ class Preset:
             raise BundleError(f"preset: {error}") from error
 
     def to_mapping(self) -> dict[str, Any]:
-        """The manifest's form."""
-        return asdict(self)
+        """The manifest's form, as it is read back: JSON knows no tuples."""
+        limits = self.guidance_interval
+        return {**asdict(self), "guidance_interval": None if limits is None else list(limits)}
 
 
 # `fast` and `realtime` were chosen by measurement (`unibrain_rt.benchmarks.presets`): 5 and 3 steps run.
