@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from unibrain_rt.contact_sheet import Tile, contact_sheet
 from unibrain_rt.export.evaluation.intervals import interval
 from unibrain_rt.export.evaluation.report import Block, Picture, Pictures, Section, Text
 from unibrain_rt.export.phantom.phrases import captions
@@ -19,7 +20,6 @@ from unibrain_rt.export.phantom.reporting.blocks import (
 )
 from unibrain_rt.export.phantom.reporting.experiments import Agreement
 from unibrain_rt.export.phantom.reporting.laboratory import COLOUR, KIND, Result, Session
-from unibrain_rt.outputs import Tile, contact_sheet
 
 EXAMPLES = 12
 EXTREMES = 6
