@@ -28,6 +28,8 @@ weights (CACHE_MODE=OPTIMIZE_SIZE) cannot be imported again where the graph was 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _COMPILE_WHEN_OPENED = b"unibrain-rt: compiled when it is opened\n"
 _DEVICE = "CPU"
+_BF16 = "BF16"
+"""Among the processor's capabilities, where it computes bf16 natively."""
 _EXACT = {"SNIPPETS_MODE": "DISABLE"}
 """OpenVINO's fused attention (2026.4, AVX2) is wrong by a half where there are few tokens; without it a published image
 step takes a tenth more."""
@@ -45,13 +47,18 @@ def probe() -> Probe:
     try:
         core = openvino.Core()
         device = str(core.get_property(_DEVICE, "FULL_DEVICE_NAME")).strip()
-        native = "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        native = _BF16 in _capabilities(core)
     except RuntimeError as error:
         advice = "run: pip install --force-reinstall openvino"
         return Probe(NAME, version, problem=f"has no CPU plugin ({_message(error)})", advice=advice)
     # In fp32 ONNX Runtime's decode takes 3 to 10 % less time, and less memory, at the phantom's size and the published
     # one (benchmarks/results/bench*, contest-*.md; with AVX2).
     return Probe(NAME, version, f"cpu ({device})", last_resort=not native)
+
+
+def _capabilities(core: Any) -> list[str]:
+    """What the processor computes natively, by OpenVINO's names."""
+    return sorted(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
 def create(settings: Settings) -> Engine:
@@ -74,8 +81,8 @@ class OpenVinoEngine(AheadEngine):
         self._openvino = _import()
         self._core = self._openvino.Core()
         self.threads = settings.threads if settings.threads is not None else usable_cores()
-        self._capabilities = sorted(self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
-        native = "BF16" in self._capabilities
+        self._capabilities = _capabilities(self._core)
+        native = _BF16 in self._capabilities
         self.precision = precision or os.environ.get(PRECISION_VARIABLE) or ("bf16" if native else "fp32")
         if self.precision not in _HINTS:
             raise EngineError(f"openvino: unknown precision {self.precision!r}; known are fp32 and bf16")

@@ -143,16 +143,17 @@ def _startup(plan: Any, bundle: Any) -> list[dict[str, Any]]:
         _say("no start-up: the command line decodes with fitted subjects, and the bundle has none")
         return []
     found = []
+    warm, cold = min(plan.runs, 5), min(plan.runs, 2)
     with tempfile.TemporaryDirectory(prefix="unibrain-rt-bench-") as folder:
         scan = plan.scan or made_up_scan(Path(folder), bundle.subject(plan.subject))
         for engine in plan.engines:
             found.append(
                 measure_startup(
                     plan.bundle, scan, engine=engine, preset=plan.presets[0], subject=plan.subject,
-                    threads=plan.threads, cache=plan.cache, warm=min(plan.runs, 5), cold=min(plan.runs, 2),
+                    threads=plan.threads, cache=plan.cache, warm=warm, cold=cold,
                 )
             )  # fmt: skip
-            _say(f"{engine}: started {min(plan.runs, 5) + min(plan.runs, 2)} times")
+            _say(f"{engine}: started {warm + cold} times")
     return found
 
 

@@ -18,7 +18,7 @@ import click
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.peers.base import WORKS, Work
-from unibrain_rt.benchmarks.peers.registry import LATENT_PEERS, PEERS
+from unibrain_rt.benchmarks.peers.registry import LATENT_PEERS, PEERS, TORCH_SETTINGS, peer_class
 from unibrain_rt.benchmarks.peers.rounds import measure_flow
 from unibrain_rt.benchmarks.published import Published
 from unibrain_rt.benchmarks.tables import machine_line, table
@@ -28,11 +28,7 @@ from unibrain_rt.samplers import Schedule
 
 NAME = "contest"
 ENGINES = ("onnxruntime", "openvino-fp32", "openvino-bf16")
-TORCH = tuple(
-    f"{peer}{suffix}"
-    for peer in ("torch", "diffusers")
-    for suffix in ("", "-compiled", "-bf16", "-bf16-compiled")
-)
+TORCH = tuple(f"{peer}{suffix}" for peer in ("torch", "diffusers") for suffix in TORCH_SETTINGS)
 REFERENCE = "diffusers"
 TITLES: dict[Work, str] = {
     "image": "a guided image step", "text": "a guided text step", "caption": "a caption of 30 "
@@ -56,7 +52,7 @@ def impractical(size: str, work: Work, peer: str, extensions: Sequence[str]) -> 
     Without instructions for bf16, torch 2.13 convolves in it at 0.6 GFLOP/s, and in fp32 at 73 (640 channels, 32 x 32,
     3 x 3, on two cores with AVX2): an image step of the published size would take over half an hour.
     """
-    in_bf16 = peer in TORCH and "-bf16" in peer
+    in_bf16 = peer_class(peer, work).precision == "bfloat16"
     if size == "published" and work in _CONVOLUTIONS and in_bf16 and not _BF16 & set(extensions):
         return (
             "torch's convolutions in bf16 take a hundred times as long here as in fp32, so it was not tried"
@@ -237,19 +233,23 @@ def main(
         shutil.rmtree(work / "fp32", ignore_errors=True)
         (work / "export-fp32.json").unlink(missing_ok=True)
     made.export("fp32")
+    extensions = machine.collect()["vector_extensions"]
     found: dict[str, Any] = {}
     for each in WORKS:
         path = work / f"{NAME}-{each}.json"
         if each in works and not path.exists():
             click.echo(f"{each}: running", err=True)
-            extensions = machine.collect()["vector_extensions"]
-            reasons = {name: impractical(size, each, name, extensions) for name in peers_of(each, names)}
-            able = [name for name, reason in reasons.items() if reason is None]
+            known = peers_of(each, names)
+            untried = {
+                name: reason
+                for name in known
+                if (reason := impractical(size, each, name, extensions)) is not None
+            }
+            able = [name for name in known if name not in untried]
             result = measure_flow(
                 each, made.checkpoint, dict.fromkeys(able, work / "fp32"), config=config, peers=able,
                 rounds=rounds, threads=threads,
             )  # fmt: skip
-            untried = {name: reason for name, reason in reasons.items() if reason is not None}
             result["left_out"] = {**result.get("left_out", {}), **untried}
             unfinished = path.with_suffix(".partial")
             unfinished.write_text(json.dumps({"machine": machine.collect(), **result}), encoding="utf-8")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ from unibrain_rt.export.phantom.reporting.laboratory import (
     pictures_of,
 )
 from unibrain_rt.export.phantom.reporting.report import shipped_judge
-from unibrain_rt.presets import PRESETS, Preset
+from unibrain_rt.presets import PRESETS
 from unibrain_rt.samplers import SAMPLERS
 
 NAME = "presets"
@@ -124,7 +123,7 @@ def run(
     scans: int,
     most: int | None,
     minutes: float | None,
-    most_steps: int | None = None,
+    most_steps: int | None,
 ) -> dict[str, Any]:
     """Measure the cells that are missing, as far as the time goes, and judge all that are there."""
     ends = None if minutes is None else time.monotonic() + 60 * minutes
@@ -329,15 +328,8 @@ def main(
     (out / f"{NAME}.md").write_text(page(results), encoding="utf-8")
     (out / f"{NAME}.svg").write_text(picture(results), encoding="utf-8")
     for preset, name in results["chosen"].items():
-        click.echo(f"{preset}: {json.dumps(asdict(results_preset(results, name)))}")
+        click.echo(f"{preset}: {json.dumps(results['cells'][name]['preset'])}")
     click.echo(f"{out / NAME}.json, .md and .svg written")
-
-
-def results_preset(results: Mapping[str, Any], name: str) -> Preset:
-    """The settings of a cell, as they stand in `PRESETS`."""
-    fields = dict(results["cells"][name]["preset"])
-    limits = fields["guidance_interval"]
-    return Preset(**{**fields, "guidance_interval": None if limits is None else (limits[0], limits[1])})
 
 
 if __name__ == "__main__":
