@@ -109,8 +109,12 @@ def create_engine(
         if not found.usable:
             passed_over.append(found)
             continue
-        engine = _module(found.engine).create(settings)
-        reason = engine.unready([*graphs, *(device_graphs if engine.on_device else ())])
+        reason: str | None
+        try:
+            engine = _module(found.engine).create(settings)
+            reason = engine.unready([*graphs, *(device_graphs if engine.on_device else ())])
+        except EngineError as error:  # what a probe does not see is no reason to stop, either
+            reason = str(error)
         if reason is None:
             engine.passed_over = tuple(passed_over)
             return engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from unibrain_rt.engines.base import Engine, GraphSpec, Session
@@ -94,8 +94,18 @@ class OnnxRuntimeSession(HostSession):
             raise EngineError(f"graph {self.graph.name}: onnxruntime failed ({first_line(error)})") from error
 
 
-def load(onnxruntime: Any, graph: GraphSpec, options: Any, providers: list[Any]) -> Any:
-    """onnxruntime's own session of a graph, with the tensors that the manifest tells of. Raises EngineError."""
+def load(
+    onnxruntime: Any,
+    graph: GraphSpec,
+    options: Any,
+    providers: list[Any],
+    reason: Callable[[Exception], str] = first_line,
+) -> Any:
+    """onnxruntime's own session of a graph, with the tensors that the manifest tells of.
+
+    Raises:
+        EngineError: it cannot be loaded, for the ``reason`` that is made of onnxruntime's exception.
+    """
     # What int8 weights are multiplied with stays in fp32: by default it would be rounded to int8 as well.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
@@ -104,7 +114,7 @@ def load(onnxruntime: Any, graph: GraphSpec, options: Any, providers: list[Any])
             str(graph.path), sess_options=options, providers=providers, enable_fallback=0
         )
     except Exception as error:
-        raise EngineError(f"{graph.path.name}: onnxruntime cannot load it ({first_line(error)})") from error
+        raise EngineError(f"{graph.path.name}: onnxruntime cannot load it ({reason(error)})") from error
     inputs, outputs = (
         {node.name: (ONNX_TYPES.get(node.type, node.type), node.shape) for node in nodes}
         for nodes in (session.get_inputs(), session.get_outputs())

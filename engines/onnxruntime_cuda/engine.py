@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from unibrain_rt.engines.base import Array, Call, Engine, GraphSpec, Program, Session, TensorSpec
 from unibrain_rt.engines.catalogue import Settings
 from unibrain_rt.engines.errors import EngineError
-from unibrain_rt.engines.onnxruntime_cuda.device import device_name, on_device
+from unibrain_rt.engines.onnxruntime_cuda.device import device_name, on_device, prepare, to_host
 from unibrain_rt.engines.onnxruntime_cuda.installation import NAME
 from unibrain_rt.engines.onnxruntime_cuda.kernels import shortfall
 from unibrain_rt.engines.onnxruntime_cuda.program import CudaProgram, Underway
@@ -20,6 +20,10 @@ from unibrain_rt.engines.onnxruntime_cuda.session import CudaSession
 
 GRAPHS_VARIABLE = "UNIBRAIN_RT_CUDA_GRAPHS"
 """Environment variable: ``0`` runs without CUDA graphs."""
+_SOUND_CAPTURE = (1, 31)
+"""The oldest version that is known to keep what a captured graph reads of the host's memory at every replay, for nodes
+such as Split. Older ones, like 1.23, free it: a graph then reads the addresses of the one that was captured after it
+(https://github.com/microsoft/onnxruntime/pull/32121)."""
 
 
 def create(settings: Settings) -> Engine:
@@ -42,20 +46,30 @@ class CudaEngine(Engine):
         settings: Settings,
         *,
         strict: bool = False,
+        options: Mapping[str, str] | None = None,
         onnxruntime: Any = None,
     ) -> None:
         """
         Args:
             strict: refuse to open a graph that misses kernels.
+            options: of the provider, instead of the engine's own, to measure what they do.
             onnxruntime: the library, if not the installed one.
         """
         self._onnxruntime = onnxruntime if onnxruntime is not None else _import()
         self._tell = settings.tell if settings.tell is not None else _tell_nobody
         self.graphs = settings.capture and os.environ.get(GRAPHS_VARIABLE) != "0"
         self.strict = strict
+        self._options = dict(options or {})
         self._underway = Underway()
-        with suppress(AttributeError):  # finds CUDA's libraries where pip put them; not in every version
-            self._onnxruntime.preload_dlls()
+        prepare(self._onnxruntime)
+        version = str(self._onnxruntime.__version__)
+        if self.graphs and _numbers(version) < _SOUND_CAPTURE:
+            self.graphs = False
+            oldest = ".".join(map(str, _SOUND_CAPTURE))
+            self._tell(
+                f"onnxruntime-gpu {version}: runs without CUDA graphs, whose replays are not sound before {oldest}; "
+                "install that, which needs Python 3.11"
+            )
 
     def describe(self) -> dict[str, str | int]:
         version = str(self._onnxruntime.__version__)
@@ -66,11 +80,12 @@ class CudaEngine(Engine):
         return CudaProgram(self._onnxruntime, calls, self._underway)
 
     def allocate(self, spec: TensorSpec, free: int = 1) -> object:
-        return on_device(self._onnxruntime, np.zeros(spec.sized(free), spec.dtype))
+        return on_device(
+            self._onnxruntime, np.zeros(spec.sized(free), spec.dtype), f"the buffer of {spec.name}"
+        )
 
     def fetch(self, buffer: object) -> Array:
-        value: Any = buffer
-        return np.array(value.numpy())
+        return to_host(buffer, "a buffer")
 
     def check(self, graph: GraphSpec, free: int = 1) -> None:
         if (missing := self._missing(self._session(graph, free, {}))) is not None:
@@ -86,7 +101,16 @@ class CudaEngine(Engine):
         return session
 
     def _session(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> CudaSession:
-        return CudaSession(self._onnxruntime, graph, free, shared, self._tell, graphs=self.graphs)
+        return CudaSession(
+            self._onnxruntime,
+            graph,
+            free,
+            shared,
+            self._tell,
+            self._underway.wait,
+            graphs=self.graphs,
+            options=self._options,
+        )
 
     def _missing(self, session: CudaSession) -> str | None:
         """Which kernels a session misses, as a line; None where it has all."""
@@ -102,6 +126,11 @@ def _import() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two, as of a release or a build of one."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _tell_nobody(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime for NVIDIA GPUs is installed, whole, and finds a GPU."""
+"""Whether ONNX Runtime for NVIDIA GPUs is installed, whole, and runs on a GPU."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from importlib import metadata
 from unibrain_rt.engines.catalogue import Probe
 from unibrain_rt.engines.host import first_line
 from unibrain_rt.engines.onnxruntime_cuda.device import PROVIDER, device_name
+from unibrain_rt.engines.onnxruntime_cuda.trial import failure
 
 NAME = "cuda"
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
 def probe() -> Probe:
-    """Whether onnxruntime-gpu is here, alone, and a GPU."""
+    """Whether onnxruntime-gpu is here, alone, and runs on a GPU: it is tried, once a process."""
     installed = [name for name in _DISTRIBUTIONS if _version(name)]
     version = _version("onnxruntime-gpu")
-    both = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    both = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxruntime-gpu[cuda,cudnn]"'
     if version is None:
         advice = both if installed else 'pip install "unibrain-rt[cuda]"'
         return Probe(NAME, problem="onnxruntime-gpu is not installed", advice=f"run: {advice}")
@@ -31,10 +32,15 @@ def probe() -> Probe:
         )
     try:
         import onnxruntime
-    except ImportError as error:
+
+        providers = onnxruntime.get_available_providers()
+    except Exception as error:  # of a broken installation it may be any
         return Probe(NAME, version, device, f"does not load ({first_line(error)})", f"run: {both}")
-    if PROVIDER not in onnxruntime.get_available_providers():
+    if PROVIDER not in providers:
         return Probe(NAME, version, device, "this onnxruntime-gpu has no CUDA provider", f"run: {both}")
+    found = failure(onnxruntime)
+    if found is not None:
+        return Probe(NAME, version, device, found.problem, found.advice)
     return Probe(NAME, version, device)
 
 

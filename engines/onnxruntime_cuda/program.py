@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from unibrain_rt.engines.base import Call, Program, Progress, Session
 from unibrain_rt.engines.errors import EngineError
-from unibrain_rt.engines.onnxruntime_cuda.device import on_device
+from unibrain_rt.engines.onnxruntime_cuda.device import on_device, to_device, to_host
 from unibrain_rt.engines.onnxruntime_cuda.session import CudaSession, Launch
 
 Turns = tuple[int, ...]
@@ -31,6 +29,10 @@ class Underway:
     programs: set[Future[None]] = field(default_factory=set)
     writers: dict[int, threading.Event] = field(default_factory=dict)
 
+    def wait(self) -> None:
+        """Until nothing runs: what another thread asks of CUDA meanwhile would break a capture."""
+        wait(set(self.programs))
+
 
 class CudaProgram(Program):
     """A thread that has the sessions' threads replay one captured run after another. One that needs what a call of
@@ -41,13 +43,16 @@ class CudaProgram(Program):
     """
 
     def __init__(self, onnxruntime: Any, calls: Sequence[Call], underway: Underway) -> None:
-        """Raises EngineError: a session is of another engine."""
+        """Raises EngineError: a session is of another engine, or the device is out of memory."""
         super().__init__(calls)
         self._sessions = [_of_this_engine(call.session) for call in self.calls]
         self._givers = [_of_this_engine(source) for call in self.calls for source, _ in call.starts.values()]
         self._rows = [
             [
-                {name: on_device(onnxruntime, table[place]) for name, table in call.tables.items()}
+                {
+                    name: on_device(onnxruntime, table[place], f"graph {call.session.graph.name}, {name}")
+                    for name, table in call.tables.items()
+                }
                 for place in range(call.runs)
             ]
             for call in self.calls
@@ -78,8 +83,7 @@ class CudaProgram(Program):
         """Every run of a program that starts at these turns, bound, and captured at the first time."""
         known, launches = self._prepared.get(starts, ([], []))
         while known != (natives := [session.native for session in self._sessions]):
-            # Another thread that allocates would break the capture.
-            wait(set(self._underway.programs))
+            self._underway.wait()
             # Where a capture is refused, a session is loaded anew, and is bound once more.
             known, launches = natives, self._captured(starts)
             self._prepared[starts] = known, launches
@@ -89,11 +93,11 @@ class CudaProgram(Program):
         turn = dict(zip((*self._sessions, *self._givers), starts, strict=True))
         # Capturing runs the graphs, which write over what they are fed.
         fed = [
-            session.value(name, turn[session])
+            (f"graph {session.graph.name}, {name}", session.value(name, turn[session]))
             for session in dict.fromkeys(self._sessions)
             for name in session.graph.feedback.values()
         ]
-        kept = [np.array(value.numpy()) for value in fed]
+        kept = [to_host(value, what) for what, value in fed]
         launches = []
         for call, session, rows in zip(self.calls, self._sessions, self._rows, strict=True):
             taken, first = (
@@ -110,8 +114,8 @@ class CudaProgram(Program):
                 runs.append(session.in_thread(work).result())
                 turn[session] = session.after(turn[session], 1)
             launches.append(runs)
-        for value, array in zip(fed, kept, strict=True):
-            value.update_inplace(array)
+        for (what, value), array in zip(fed, kept, strict=True):
+            to_device(value, array, what)
         return launches
 
     def _run(

@@ -21,10 +21,18 @@ import numpy as np
 
 from unibrain_rt.engines.base import Array, GraphSpec, Progress, Session, TensorSpec
 from unibrain_rt.engines.errors import EngineError
-from unibrain_rt.engines.host import first_line, turns
+from unibrain_rt.engines.host import turns
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING, ONNX_TYPES, load
-from unibrain_rt.engines.onnxruntime_cuda.device import on_device, provider
+from unibrain_rt.engines.onnxruntime_cuda.device import (
+    on_device,
+    provider,
+    reason,
+    reported,
+    to_device,
+    to_host,
+)
 from unibrain_rt.engines.onnxruntime_cuda.kernels import kernels_in
+from unibrain_rt.engines.onnxruntime_cuda.precision import convolves_in_half
 
 _NOT_CAPTURED = "-1"
 T = TypeVar("T")
@@ -52,12 +60,24 @@ class CudaSession(Session):
         free: int,
         shared: Mapping[str, object],
         tell: Callable[[str], None],
+        settle: Callable[[], None],
         *,
         graphs: bool,
+        options: Mapping[str, str],
     ) -> None:
+        """
+        Args:
+            settle: waits until nothing runs on the device, so that a capture can begin.
+            graphs: capture what is run.
+            options: of the provider, instead of ours.
+
+        Raises:
+            EngineError: see `Engine.open`; or the device is out of memory.
+        """
         super().__init__(graph, free)
-        self._onnxruntime, self._tell = onnxruntime, tell
+        self._onnxruntime, self._tell, self._settle = onnxruntime, tell, settle
         self._graphs = graphs
+        self._half, self._instead = convolves_in_half(graph.path), options
         self._ids = itertools.count(1)
         self._turn, self._turns = 0, turns(graph)
         self._values: dict[str, Any] = {}
@@ -65,7 +85,8 @@ class CudaSession(Session):
             if spec.name in shared:
                 self._values[spec.name] = _checked(shared[spec.name], spec, graph, free)
             else:
-                self._values[spec.name] = on_device(onnxruntime, np.zeros(spec.sized(free), spec.dtype))
+                zeros = np.zeros(spec.sized(free), spec.dtype)
+                self._values[spec.name] = on_device(onnxruntime, zeros, self._named(spec.name))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
         self._native = self._load()
         self._own: dict[int, Launch] = {}
@@ -83,6 +104,8 @@ class CudaSession(Session):
         self._turn = 0
 
     def run(self) -> None:
+        if self._graphs and self._turn not in self._own:
+            self._settle()
         self.in_thread(self._run_once).result()
 
     def buffer(self, name: str) -> object:
@@ -116,27 +139,26 @@ class CudaSession(Session):
 
         It is run for that, as often as ONNX Runtime needs; what it writes is void.
         """
+        if self._native is None:  # it could not be loaded anew, the last time
+            self._native = self._load()
         launch = self._bind(turn, instead)
         if not self._graphs:
             return launch
         try:
             self._native.run_with_iobinding(launch.binding, launch.waiting)
+            return launch
         except Exception as error:
-            # A stream in which a capture broke is of no more use: begin again without.
-            self._without_graphs(error)
-            launch = self._bind(turn, instead)
-        return launch
+            why = reason(error)
+        del launch  # it holds the session, as the exception did
+        self._without_graphs(why)
+        return self._bind(turn, instead)
 
     def launch(self, launches: Sequence[Launch], progress: Progress | None = None) -> None:
         """Run all of them and wait for the last. In the session's own thread. Raises EngineError."""
         for place, launch in enumerate(launches):
             last = place == len(launches) - 1
-            try:
+            with reported(f"graph {self.graph.name}"):
                 self._native.run_with_iobinding(launch.binding, launch.waiting if last else launch.queued)
-            except Exception as error:
-                raise EngineError(
-                    f"graph {self.graph.name}: onnxruntime failed ({first_line(error)})"
-                ) from error
             if progress is not None:
                 progress(1)
         self._turn = self.after(self._turn, len(launches))
@@ -154,20 +176,28 @@ class CudaSession(Session):
     def _load(self) -> Any:
         if self._graphs:
             try:
-                return load(self._onnxruntime, self.graph, self._options(), [provider(graphs=True)])
+                return self._load_with(graphs=True)
             except EngineError as error:
-                native = load(self._onnxruntime, self.graph, self._options(), [provider(graphs=False)])
-                # The file is sound, so it was the capture that was refused.
-                self._graphs = False
-                self._tell(f"{self.graph.name}: runs without CUDA graphs ({error})")
-                return native
-        return load(self._onnxruntime, self.graph, self._options(), [provider(graphs=False)])
+                why = str(error)
+            native = self._load_with(graphs=False)
+            # The file is sound, so it was the capture that was refused.
+            self._graphs = False
+            self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
+            return native
+        return self._load_with(graphs=False)
 
-    def _without_graphs(self, error: Exception) -> None:
-        self._tell(f"{self.graph.name}: runs without CUDA graphs ({first_line(error)})")
+    def _load_with(self, *, graphs: bool) -> Any:
+        name, options = provider(graphs=graphs, half=self._half)
+        providers = [(name, {**options, **self._instead})]
+        return load(self._onnxruntime, self.graph, self._options(), providers, reason)
+
+    def _without_graphs(self, why: str) -> None:
+        """Begin again: a stream in which a capture broke is of no more use."""
+        self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
         self._graphs = False
+        # The old one first: both may not fit, and nobody can allocate while its stream believes that it captures.
+        self._own, self._native = {}, None
         self._native = self._load()
-        self._own = {}
 
     def _options(self) -> Any:
         options = self._onnxruntime.SessionOptions()
@@ -180,17 +210,22 @@ class CudaSession(Session):
         return options
 
     def _count_kernels(self) -> Counter[str]:
-        """Run once, profiled and not captured."""
+        """Run once, profiled and not captured. Later runs are not profiled."""
         options = self._run_options(_NOT_CAPTURED, wait=True)
+        profile = None
         try:
-            self._native.run_with_iobinding(self._binding(0, {}), options)
-        except Exception as error:
-            raise EngineError(f"graph {self.graph.name}: onnxruntime failed ({first_line(error)})") from error
+            try:
+                with reported(f"graph {self.graph.name}"):
+                    self._native.run_with_iobinding(self._binding(0, {}), options)
+            finally:
+                profile = Path(self._native.end_profiling())
+            return kernels_in(profile)
+        except (OSError, ValueError) as error:
+            problem = f"onnxruntime's profile of it cannot be read ({error})"
+            raise EngineError(f"graph {self.graph.name}: {problem}") from error
         finally:
-            profile = Path(self._native.end_profiling())
-        kernels = kernels_in(profile)
-        profile.unlink()
-        return kernels
+            if profile is not None:
+                profile.unlink(missing_ok=True)
 
     def _bind(self, turn: int, instead: Mapping[str, Any]) -> Launch:
         number = str(next(self._ids)) if self._graphs else _NOT_CAPTURED
@@ -201,12 +236,13 @@ class CudaSession(Session):
         )
 
     def _binding(self, turn: int, instead: Mapping[str, Any]) -> Any:
-        binding = self._native.io_binding()
-        for spec in self.graph.inputs:
-            value = instead[spec.name] if spec.name in instead else self.value(spec.name, turn)
-            binding.bind_ortvalue_input(spec.name, value)
-        for spec in self.graph.outputs:
-            binding.bind_ortvalue_output(spec.name, self.value(spec.name, turn))
+        with reported(f"graph {self.graph.name}"):
+            binding = self._native.io_binding()
+            for spec in self.graph.inputs:
+                value = instead[spec.name] if spec.name in instead else self.value(spec.name, turn)
+                binding.bind_ortvalue_input(spec.name, value)
+            for spec in self.graph.outputs:
+                binding.bind_ortvalue_output(spec.name, self.value(spec.name, turn))
         return binding
 
     def _run_options(self, number: str, *, wait: bool) -> Any:
@@ -217,12 +253,15 @@ class CudaSession(Session):
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
+    def _named(self, name: str) -> str:
+        return f"graph {self.graph.name}, {name}"
+
     def _write_impl(self, name: str, value: Array) -> None:
-        spec = self.graph.tensor(name)
-        self.value(name, self._turn).update_inplace(np.ascontiguousarray(value, dtype=spec.dtype))
+        array = np.ascontiguousarray(value, dtype=self.graph.tensor(name).dtype)
+        to_device(self.value(name, self._turn), array, self._named(name))
 
     def _read_impl(self, name: str) -> Array:
-        return np.array(self.result(name, self._turn).numpy())
+        return to_host(self.result(name, self._turn), self._named(name))
 
 
 def _checked(buffer: object, spec: TensorSpec, graph: GraphSpec, free: int) -> Any:

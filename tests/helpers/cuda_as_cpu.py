@@ -16,6 +16,11 @@ import numpy as np
 import onnxruntime as real
 
 PROVIDER = "CUDAExecutionProvider"
+OUT_OF_MEMORY = (
+    "/onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal("
+    "size_t, bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of size 400000000\n"
+)
+"""What onnxruntime-gpu 1.31.1 raises as a RuntimeError."""
 
 
 class OrtValue:
@@ -32,12 +37,14 @@ class OrtValue:
         return str(self.value.data_type())
 
     def numpy(self) -> np.ndarray[Any, Any]:
+        self._library.check("from device")
         self._library.copies.append("from device")
         return self._array.copy()
 
     def update_inplace(self, array: np.ndarray[Any, Any]) -> None:
         assert (array.shape, array.dtype) == (self._array.shape, self._array.dtype)
         assert array.flags.c_contiguous
+        self._library.check("to device")
         self._library.copies.append("to device")
         self._array[...] = array
 
@@ -76,6 +83,8 @@ class InferenceSession:
         self._captures = options["enable_cuda_graph"] == "1"
         if self._captures and library.refuses == "loading":
             raise RuntimeError("This session cannot use the graph capture feature\nas requested by the user")
+        library.check("loading")
+        library.options.append({"name": Path(path).stem, **options})
         self._library = library
         self._session = real.InferenceSession(path, sess_options, providers=["CPUExecutionProvider"])
         self._graphs: dict[tuple[int, str], Binding] = {}
@@ -101,6 +110,7 @@ class InferenceSession:
         return str(path)
 
     def run_with_iobinding(self, binding: Binding, options: RunOptions) -> None:
+        self._library.check("running")
         number = options.entries["gpu_graph_id"]
         place = (threading.get_ident(), number)
         waits = options.entries.get("disable_synchronize_execution_providers") != "1"
@@ -119,14 +129,21 @@ class InferenceSession:
 
 
 class Library:
-    """What the module ``onnxruntime`` is to the engine; ``runs`` and ``copies`` are what was done with it."""
+    """What the module ``onnxruntime`` is to the engine; ``runs``, ``copies`` and ``options`` are what was done with it.
 
-    def __init__(self, refuses: str | None = None) -> None:
+    ``full`` is at what the device is out of memory: ``allocating``, ``loading``, ``running``, or copying ``to device``
+    or ``from device``.
+    """
+
+    def __init__(self, refuses: str | None = None, version: str = "1.31.1") -> None:
         """``refuses`` to capture: when ``loading``, or when ``capturing``."""
         self.refuses = refuses
+        self.full: str | None = None
+        self.options: list[dict[str, str]] = []
+        self.severity: int | None = None
         self.runs: list[tuple[str, str, str, bool]] = []
         self.copies: list[str] = []
-        self.__version__ = real.__version__
+        self.__version__ = version
         self.SessionOptions = real.SessionOptions
         self.RunOptions = RunOptions
         library = self
@@ -135,6 +152,7 @@ class Library:
             @staticmethod
             def ortvalue_from_numpy(array: np.ndarray[Any, Any], device: str, number: int) -> OrtValue:
                 assert (device, number) == ("cuda", 0)
+                library.check("allocating")
                 library.copies.append("to device")
                 return OrtValue(library, array)
 
@@ -142,3 +160,11 @@ class Library:
 
     def InferenceSession(self, path: str, **options: Any) -> InferenceSession:  # noqa: N802 - its name there
         return InferenceSession(self, path, **options)
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severity = severity
+
+    def check(self, doing: str) -> None:
+        """Raise what ONNX Runtime does where it is out of memory."""
+        if self.full == doing:
+            raise RuntimeError(OUT_OF_MEMORY)

@@ -15,7 +15,7 @@ import pytest
 from unibrain_rt import Decoder
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
-from unibrain_rt.engines import Call, EngineError, Settings, create_engine, probe
+from unibrain_rt.engines import Call, EngineError, Settings, create_engine
 from unibrain_rt.engines.onnxruntime_cuda import GRAPHS_VARIABLE, CudaEngine
 
 pytest.importorskip("onnxruntime")
@@ -294,6 +294,67 @@ def test_the_environment_can_do_without_graphs(monkeypatch: pytest.MonkeyPatch) 
     assert engine.describe()["graphs"] == "none"
 
 
+def test_an_older_version_is_not_captured(tmp_path: Path) -> None:
+    """Before 1.31, what a captured Split reads at a replay may be another one's."""
+    told: list[str] = []
+    library = standin.Library(version="1.23.2")
+    engine = CudaEngine(Settings(tell=told.append), onnxruntime=library)
+    assert told == [
+        "onnxruntime-gpu 1.23.2: runs without CUDA graphs, whose replays are not sound before 1.31; "
+        "install that, which needs Python 3.11"
+    ]
+    session = engine.open(hand.walk(tmp_path))
+    load(session)
+    session.run()
+    assert {kind for _, kind, _, _ in library.runs} == {"run"}
+    assert {options["enable_cuda_graph"] for options in library.options} == {"0"}
+    assert engine.describe()["graphs"] == "none"
+    for version, capture in (("1.23.2", False), ("1.31.0", True), ("1.32", True), ("2.0.0+cu14", True)):
+        told.clear()
+        CudaEngine(Settings(tell=told.append, capture=capture), onnxruntime=standin.Library(version=version))
+        assert told == [], "nobody asked for graphs, or they are sound"
+
+
+def test_a_single_run_is_captured_when_nothing_else_runs(capturing: Any, tmp_path: Path) -> None:
+    """Another thread that calls CUDA would break the capture."""
+    (tmp_path / "other").mkdir()
+    busy, single = (capturing.engine.open(hand.walk(folder)) for folder in (tmp_path, tmp_path / "other"))
+    program = capturing.engine.program([Call(busy, 2, rows(2))])
+    load(busy)
+    program.start()
+    program.finish()
+    load(busy)
+    load(single)
+    let_go = threading.Event()
+    busy.in_thread(partial(let_go.wait, 20))
+    program.start()
+    running = threading.Thread(target=single.run)
+    capturing.library.runs.clear()
+    running.start()
+    running.join(0.2)
+    assert running.is_alive()
+    assert capturing.library.runs == []
+    let_go.set()
+    running.join()
+    program.finish()
+    kinds = capturing.kinds()
+    assert kinds.index(("walk", "capture")) == 2, "after both replays"
+    # Captured already, it need not wait.
+    load(busy)
+    let_go.clear()
+    busy.in_thread(partial(let_go.wait, 20))
+    single.rewind()
+    program.start()
+    single.run()
+    assert not program._running.done()
+    let_go.set()
+    program.finish()
+
+
+def test_sessions_say_nothing(capturing: Any) -> None:
+    assert capturing.library.severity == 4
+
+
 # --- Errors -------------------------------------------------------------------------------------------------
 
 
@@ -331,22 +392,59 @@ def test_sessions_of_another_engine_are_refused(capturing: Any, tmp_path: Path) 
         capturing.engine.program([Call(session)])
 
 
-# --- On a GPU ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("full", "told"),
+    [
+        ("allocating", "graph walk, x"),
+        ("loading", "walk.onnx: onnxruntime cannot load it"),
+        ("running", "graph walk"),
+    ],
+)
+def test_a_device_that_is_full_when_opening_is_one_line(
+    device: Any, tmp_path: Path, full: str, told: str
+) -> None:
+    device.library.full = full
+    with pytest.raises(EngineError) as caught:
+        device.engine.open(hand.walk(tmp_path))
+    advice = "the device is out of memory; close other programs, or decode with --low-memory"
+    assert str(caught.value) in (f"{told}: {advice}", f"{told} ({advice})")
 
 
-@pytest.mark.gpu
-def test_the_phantom_decodes_on_the_gpu(phantom_bundle: Path, report: Any) -> None:
-    found = probe("cuda")
-    if not found.usable:
-        pytest.skip(str(found))
-    bundle = Bundle.open(phantom_bundle)
-    told: list[str] = []
-    engines = [
-        CudaEngine(Settings(tell=told.append, capture=graphs), strict=True) for graphs in (True, False)
-    ]
-    decoders = [Decoder(bundle, bundle.subject(), engine, "fast", CaptionOptions()) for engine in engines]
-    scan = np.random.default_rng(0).standard_normal(decoders[0].subject.voxel_space.count).astype(np.float32)
-    with_graphs, without = (decoder.decode(scan) for decoder in decoders)
-    assert np.abs(with_graphs.image.astype(int) - without.image).max() <= 1
-    assert with_graphs.caption == without.caption
-    assert told == [], "captured, and no kernel is missing"
+def test_a_device_that_is_full_later_is_one_line(device: Any, tmp_path: Path) -> None:
+    session = device.engine.open(hand.walk(tmp_path))
+    spec, buffer = session.graph.inputs[0], session.buffer("x")
+    program = device.engine.program([Call(session, 2, rows(2))])
+
+    def decode() -> None:
+        program.start()
+        program.finish()
+
+    does = {
+        "allocating": (
+            partial(device.engine.allocate, spec),
+            partial(device.engine.program, [Call(session, 2, rows(2))]),
+        ),
+        "to device": (partial(session.write, "x", 1),),
+        "from device": (partial(session.read, "next_x"), partial(device.engine.fetch, buffer)),
+        "running": (session.run, decode),
+    }
+    for full, calls in does.items():
+        for call in calls:
+            device.library.full = full
+            with pytest.raises(EngineError, match="the device is out of memory; close other") as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    device.library.full = None
+    load(session)
+    decode()
+    np.testing.assert_array_equal(session.read("next_x"), walked(2)[0])
+
+
+def test_no_profile_is_left_behind(capturing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    graph = hand.walk(tmp_path)
+    capturing.engine.open(graph)
+    capturing.library.full = "running"
+    with pytest.raises(EngineError, match="out of memory"):
+        capturing.engine.open(graph)
+    assert [path.name for path in tmp_path.iterdir()] == ["walk.onnx"]
