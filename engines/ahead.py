@@ -138,7 +138,7 @@ def _files(graph: GraphSpec) -> dict[str, str]:
     if not graph.path.is_file():
         raise EngineError(f"{graph.path.name}: the graph's file is missing; export the bundle again")
     if graph.path.name in graph.files:
-        # Both forms of a graph are listed, and only one of them is compiled.
+        # All forms of a graph are listed, and only one of them is compiled.
         own = {graph.path.name: graph.files[graph.path.name]}
         return own | {name: digest for name, digest in graph.files.items() if not name.endswith(".onnx")}
     try:
@@ -162,7 +162,8 @@ def _sha256(path: Path) -> str:
 def _is_fallback(graph: GraphSpec) -> bool:
     """Whether this is the fp32 form of a graph: the other one's file is listed, too."""
     graphs = {name for name in graph.files if name.endswith(".onnx")}
-    return graph.fallback is None and bool(graphs - {graph.path.name})
+    own = {path.name for path in (graph.path, *graph.flavours.values())}
+    return graph.fallback is None and bool(graphs - own)
 
 
 def _tell_nobody(line: str) -> None:

@@ -43,8 +43,9 @@ class GraphSpec:
     """A graph file and its tensors.
 
     ``feedback`` maps an output to the input it becomes on the next run. ``files`` is the SHA-256 of the file and of
-    every file of weights that it names, by file name. ``fallback`` is a graph of the same tensors that computes in
-    fp32, for where this one's numbers leave the range of its type.
+    every file of weights that it names, by file name; of its other forms, too. ``fallback`` is a graph of the same
+    tensors that computes in fp32, for where this one's numbers leave the range of its type. ``flavours`` are graphs of
+    the same tensors and meaning in the operators of one engine, by the engine's `Engine.flavour`.
     """
 
     name: str
@@ -54,6 +55,18 @@ class GraphSpec:
     feedback: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     fallback: Path | None = None
+    flavours: Mapping[str, Path] = field(default_factory=dict)
+
+    def flavoured(self, flavour: str | None) -> GraphSpec:
+        """The graph in an engine's flavour, where there is one."""
+        path = None if flavour is None else self.flavours.get(flavour)
+        return self if path is None else replace(self, path=path, flavours={})
+
+    def in_fp32(self) -> GraphSpec:
+        """The graph's fallback, where there is one."""
+        return (
+            self if self.fallback is None else replace(self, path=self.fallback, fallback=None, flavours={})
+        )
 
     def tensor(self, name: str) -> TensorSpec:
         """The input or output called ``name``; EngineError if there is none."""
@@ -203,6 +216,8 @@ class Engine(ABC):
     """
 
     name: str
+    flavour: str | None = None
+    """Which of a graph's `GraphSpec.flavours` is opened instead of the plain one, if it has it."""
     concurrent = False
     on_device = False
     passed_over: tuple[object, ...] = ()
@@ -230,6 +245,7 @@ class Engine(ABC):
         Raises:
             EngineError: the file cannot be loaded, or its tensors or a buffer do not fit ``graph``.
         """
+        graph = graph.flavoured(self.flavour)
         if not graph.path.is_file():
             raise EngineError(f"{graph.path.name}: the graph's file is missing; export the bundle again")
         for name in shared or {}:

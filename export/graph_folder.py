@@ -15,8 +15,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from unibrain_rt.export.cuda import CUDA, cuda_flavour
 from unibrain_rt.export.precision import FP32_GRAPHS, Precision, set_precision
-from unibrain_rt.export.twins import make_twin
+from unibrain_rt.export.twins import make_twin, share_weights
 
 GRAPHS = "graphs"
 UNET_WEIGHTS = "unet.weights"
@@ -32,6 +33,8 @@ DECODED_WITH = frozenset(
     }
 )
 """What a decode runs: in fp16 it could leave that type's range in the middle of a scan, so it has a twin."""
+FLAVOURED = frozenset({"unet_image_step", "unet_text_step", "autokl_decode", "optimus_decode"})
+"""What a decode runs again and again, or for long: in fp16 it has a flavour for the engine ``cuda``."""
 _INLINE_BYTES = 1024
 _ALIGNMENT = 4096
 
@@ -94,7 +97,8 @@ class GraphFolder:
         self._unet.__exit__(kind, error, trace)
 
     def add(self, model: ir.Model, feedback: Mapping[str, str]) -> None:
-        """Write an fp32 model in the folder's precision as ``<its graph's name>.onnx``, with its twin if it has one.
+        """Write an fp32 model in the folder's precision as ``<its graph's name>.onnx``, with its twin and its flavour
+        if it has them.
 
         The model is changed in place. Weights of the UNet's graphs go into one file that they share, those of other
         graphs with a twin into one beside them.
@@ -103,14 +107,19 @@ class GraphFolder:
         assert name is not None, "graphs have the names of the manifest"
         doubled = self._precision == "fp16" and name in DECODED_WITH - FP32_GRAPHS
         twin = model.clone() if doubled else None
+        flavour = cuda_flavour(model) if doubled and name in FLAVOURED else None
         set_precision(model, self._precision)
         with self._weights(name, doubled) as weights:
             stored = save_graph(model, self._folder / f"{name}.onnx", weights)
-            record = _describe(model, feedback, stored)
+            record = describe(model, feedback, stored)
             if twin is not None:
                 make_twin(twin, model)
                 save_graph(twin, self._folder / f"{name}.fp32.onnx", weights)
                 record["fallback"] = f"{GRAPHS}/{name}.fp32.onnx"
+            if flavour is not None:
+                share_weights(flavour, model)
+                save_graph(flavour, self._folder / f"{name}.{CUDA}.onnx", weights)
+                record["flavours"] = {CUDA: f"{GRAPHS}/{name}.{CUDA}.onnx"}
         self.records[name] = record
 
     @contextmanager
@@ -147,7 +156,9 @@ def save_graph(model: ir.Model, path: Path, weights: WeightFile | None = None) -
     return sorted({str(tensor.location) for tensor in kept if isinstance(tensor, ir.ExternalTensor)})
 
 
-def _describe(model: ir.Model, feedback: Mapping[str, str], weights: list[str]) -> dict[str, Any]:
+def describe(model: ir.Model, feedback: Mapping[str, str], weights: list[str]) -> dict[str, Any]:
+    """What the manifest says of a graph; ``weights`` are its files beside it."""
+
     def tensors(values: Any) -> list[dict[str, Any]]:
         return [
             {

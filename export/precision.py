@@ -55,14 +55,15 @@ FP32_TENSORS = frozenset(
 FP32_GRAPHS = frozenset({"unet_time"})
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _SMALL = 1024
-_UNTYPED_INPUTS = {"Resize": (1, 2)}
-"""Inputs that ONNX wants in fp32 whatever the type of the rest: Resize's region and scales."""
+_UNTYPED_INPUTS = {"Resize": (1, 2), "GroupNorm": (1, 2), "SkipGroupNorm": (1, 2)}
+"""Inputs that are fp32 whatever the type of the rest: Resize's region and scales, and what the kernels scale and shift
+groups by."""
 
 
-def set_precision(model: ir.Model, precision: Precision) -> None:
-    """Change an fp32 model in place."""
+def set_precision(model: ir.Model, precision: Precision, *, in_fp32: frozenset[str] = FP32_OPERATORS) -> None:
+    """Change an fp32 model in place. ``in_fp32`` names the operators that fp16 leaves as they are."""
     if precision == "fp16":
-        _to_half(model)
+        _to_half(model, in_fp32)
     elif precision == "fp32-half-weights":
         _store_in_half(model)
 
@@ -106,7 +107,7 @@ def read_from_half(graph: ir.Graph, names: Sequence[str]) -> None:
         graph.insert_before(graph[0], casts)
 
 
-def _to_half(model: ir.Model) -> None:
+def _to_half(model: ir.Model, in_fp32: frozenset[str]) -> None:
     graph = model.graph
     all_fp32 = graph.name in FP32_GRAPHS
     converted: dict[tuple[int, ir.DataType], ir.Value] = {}
@@ -126,7 +127,7 @@ def _to_half(model: ir.Model) -> None:
         if value.dtype == _FLOAT and value.name not in FP32_TENSORS:
             value.type = ir.TensorType(_HALF)
     for node in list(graph):
-        keep = all_fp32 or _keeps_fp32(node)
+        keep = all_fp32 or _keeps_fp32(node, in_fp32)
         wanted = _FLOAT if keep else _HALF
         for place, used in enumerate(node.inputs):
             if used is None or used.dtype not in (_FLOAT, _HALF):
@@ -146,8 +147,8 @@ def _to_half(model: ir.Model) -> None:
         del graph.initializers[name]
 
 
-def _keeps_fp32(node: ir.Node) -> bool:
-    return node.op_type in FP32_OPERATORS or any(
+def _keeps_fp32(node: ir.Node, in_fp32: frozenset[str]) -> bool:
+    return node.op_type in in_fp32 or any(
         scope in node.metadata_props.get("scope", "") for scope in FP32_SCOPES
     )
 

@@ -20,8 +20,7 @@ def make_twin(single: ir.Model, half: ir.Model) -> None:
         f"{name}_half": name for name in graph.initializers if f"{name}_half" in half.graph.initializers
     }
     read_from_half(graph, list(halves.values()))
-    for name in halves:
-        graph.initializers[name].const_value = half.graph.initializers[name].const_value
+    share_weights(single, half)
     for value, like in zip(graph.inputs, half.graph.inputs, strict=True):
         if (value.dtype, like.dtype) == (_FLOAT, _HALF):
             users = list(value.uses())
@@ -31,3 +30,10 @@ def make_twin(single: ir.Model, half: ir.Model) -> None:
                 node.replace_input_with(place, cast.outputs[0])
             graph.insert_before(graph[0], cast)
     cast_outputs(graph, [value.dtype for value in half.graph.outputs])
+
+
+def share_weights(other: ir.Model, half: ir.Model) -> None:
+    """Let what both models call ``…_half`` be the tensor that ``half`` refers to, which may be written already."""
+    for name, value in other.graph.initializers.items():
+        if name.endswith("_half") and name in half.graph.initializers:
+            value.const_value = half.graph.initializers[name].const_value

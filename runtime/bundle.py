@@ -292,7 +292,8 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
         weights = [
             other for other in files if PurePosixPath(other).parent == beside and not other.endswith(".onnx")
         ]
-    named = [file, *weights] if fallback is None else [file, fallback, *weights]
+    flavours = fields.optional("flavours", dict) or {}
+    named = [file, *([] if fallback is None else [fallback]), *flavours.values(), *weights]
     for other in named:
         if not isinstance(other, str) or other not in files:
             raise BundleError(
@@ -306,6 +307,7 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
         feedback,
         files={PurePosixPath(other).name: files[other].sha256 for other in named},
         fallback=None if fallback is None else folder / fallback,
+        flavours={flavour: folder / other for flavour, other in flavours.items()},
     )
 
 

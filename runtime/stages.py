@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,8 +118,8 @@ class Stages:
 
     def _open(self, name: str, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
         graph = self._bundle.graph(name)
-        if name in self._fallen_back and graph.fallback is not None:
-            graph = replace(graph, path=graph.fallback, fallback=None)
+        if name in self._fallen_back:
+            graph = graph.in_fp32()
         return self._engine.open(graph, free=free, shared=shared)
 
     def _open_steps(self) -> dict[Flow, Session]:

@@ -120,5 +120,8 @@ def provider(*, graphs: bool, half: bool = False, fuse_conv_bias: bool = False) 
         # Taken once: shapes do not change.
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "arena_extend_strategy": "kSameAsRequested",
+        # Older versions sum what they normalise in the type that they read, unless told not to
+        # (https://github.com/microsoft/onnxruntime/pull/28682).
+        "enable_skip_layer_norm_strict_mode": "1",
     }
     return PROVIDER, options

@@ -38,6 +38,7 @@ class CudaEngine(Engine):
     """
 
     name = NAME
+    flavour = "cuda"
     concurrent = True
     on_device = True
 
@@ -88,7 +89,7 @@ class CudaEngine(Engine):
         return to_host(buffer, "a buffer")
 
     def check(self, graph: GraphSpec, free: int = 1) -> None:
-        if (missing := self._missing(self._session(graph, free, {}))) is not None:
+        if (missing := self._missing(self._session(graph.flavoured(self.flavour), free, {}))) is not None:
             raise EngineError(missing)
 
     def _open_impl(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> Session:

@@ -23,16 +23,23 @@ FUSED = (
     _ATTENTION
     | _LAYER_NORMALIZATION
     | {
-        *("BiasGelu", "FastGelu", "FusedConv", "FusedMatMul", "Gelu", "GroupNorm", "NhwcConv", "QuickGelu"),
-        "SkipGroupNorm",
+        *(
+            "BiasAdd",
+            "BiasGelu",
+            "BiasSplitGelu",
+            "FastGelu",
+            "FusedConv",
+            "FusedMatMul",
+            "Gelu",
+            "GroupNorm",
+        ),
+        *("NhwcConv", "QuickGelu", "SkipGroupNorm"),
     }
 )
 """Operators that stand for several, where kernels of that name are run."""
-REQUIRED = {
-    "MultiHeadAttention": ("attention nodes", _ATTENTION),
-    "LayerNormalization": ("layer normalisations", _LAYER_NORMALIZATION),
-}
-"""By operator in the file: what it is called in a sentence, and the kernels that run it."""
+REQUIRED = {"attention nodes": _ATTENTION, "layer normalisations": _LAYER_NORMALIZATION}
+"""By what they are called in a sentence: operators that a file may hold, and the kernels that run them, be it as others
+of their kind. A flavour's other operators need no counting: without their kernels it cannot be loaded."""
 
 
 def kernels_in(profile: Path) -> Counter[str]:
@@ -53,12 +60,9 @@ def shortfall(path: Path, kernels: Mapping[str, int]) -> str | None:
         EngineError: the file is damaged.
     """
     promised = Counter(node.op_type for node in read_onnx(path).graph.nodes)
-    found = {
-        operator: sum(kernels.get(name, 0) for name in names) for operator, (_, names) in REQUIRED.items()
-    }
-    short = [
-        f"{found[operator]} of {promised[operator]} {title}"
-        for operator, (title, _) in REQUIRED.items()
-        if found[operator] < promised[operator]
-    ]
+    short = []
+    for title, names in REQUIRED.items():
+        found, wanted = (sum(counts.get(name, 0) for name in names) for counts in (kernels, promised))
+        if found < wanted:
+            short.append(f"{found} of {wanted} {title}")
     return f"only {' and '.join(short)} have a kernel" if short else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,7 @@ def command(
 def _graphs(bundle: Bundle, presets: Sequence[str], fallbacks: bool) -> list[tuple[GraphSpec, int]]:
     """What to build, and the size of its free axes; fp32 forms last. Raises InputError, BundleError."""
     graphs = decode_graphs(bundle, presets)
-    twins = [
-        (replace(graph, path=graph.fallback, fallback=None), free)
-        for graph, free in graphs
-        if fallbacks and graph.fallback is not None
-    ]
+    twins = [(graph.in_fp32(), free) for graph, free in graphs if fallbacks and graph.fallback is not None]
     return graphs + twins
 
 

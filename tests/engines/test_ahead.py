@@ -125,6 +125,22 @@ def test_opening_takes_the_plan_that_is_there(engine: CopyingEngine, graph: Grap
     assert session.plan == built.path
 
 
+def test_another_engines_flavour_changes_nothing(
+    engine: CopyingEngine, graph: GraphSpec, tmp_path: Path
+) -> None:
+    """Neither the plan nor what is said of it: only fp32 forms want ``--fallbacks``."""
+    flavours = {"other": tmp_path / "graphs" / "step.other.onnx"}
+    files = {**graph.files, "step.other.onnx": "d" * 64}
+    flavoured = replace(graph, files=files, flavours=flavours)
+    assert engine.key(flavoured) == engine.key(graph)
+    alone = {name: digest for name, digest in files.items() if name != "step.fp32.onnx"}
+    with pytest.raises(EngineError, match="never built") as caught:
+        engine.open(replace(flavoured, files=alone, fallback=None))
+    assert "--fallbacks" not in str(caught.value)
+    with pytest.raises(EngineError, match=r"\(never built\); run: .* --fallbacks"):
+        engine.open(flavoured.in_fp32())
+
+
 def test_opening_without_a_plan_says_what_to_run(engine: CopyingEngine, graph: GraphSpec) -> None:
     line = r"^step: no plan for copying \(never built\); run: unibrain-rt build BUNDLE --engine copying --cache .*plans$"
     with pytest.raises(EngineError, match=line):

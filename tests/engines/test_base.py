@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_a_graph_knows_its_tensors(tmp_path: Path) -> None:
     assert spec.tensor("context").shape == ("N", 2)
     with pytest.raises(EngineError, match="graph step has no tensor 'nothing'"):
         spec.tensor("nothing")
+
+
+class FlavouredEngine(RecordingEngine):
+    flavour = "sweet"
+
+
+def test_an_engine_opens_its_flavour_of_a_graph(tmp_path: Path) -> None:
+    plain, sweet, single = graph(tmp_path / "a.onnx"), tmp_path / "a.sweet.onnx", tmp_path / "a.fp32.onnx"
+    both = replace(plain, fallback=single, flavours={"sweet": sweet, "sour": tmp_path / "a.sour.onnx"})
+    with pytest.raises(EngineError, match=r"a\.sweet\.onnx: the graph's file is missing"):
+        FlavouredEngine().open(both)
+    for path in (sweet, single):
+        path.touch()
+    assert FlavouredEngine().open(both).graph.path == sweet
+    assert FlavouredEngine().open(plain).graph.path == plain.path
+    assert RecordingEngine().open(both).graph.path == plain.path
+    # What escapes a type's range has to be fp32, whatever the engine likes best.
+    assert FlavouredEngine().open(both.in_fp32()).graph.path == single
+    assert plain.in_fp32() is plain
+    assert both.flavoured(None) is both
+    assert both.flavoured("sweet").fallback == single
 
 
 @pytest.mark.parametrize(

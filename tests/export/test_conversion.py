@@ -129,6 +129,8 @@ def test_fp16_graphs_state_it(half: Path, phantom_bundle: Path) -> None:
 def test_twins_stand_in_for_fp16_graphs(half: Path, phantom_bundle: Path) -> None:
     new, old, engine = Bundle.open(half), Bundle.open(phantom_bundle), create_engine("onnxruntime", 1)
     assert {name for name, graph in new.graphs.items() if graph.fallback} == TWINS
+    flavoured = {name for name, graph in new.graphs.items() if graph.flavours}
+    assert flavoured == TWINS - {"unet_context"}
     weights = {graph.path.parent.name + "/" + name for graph in new.graphs.values() for name in graph.files}
     assert weights == {name for name in new.files if name.startswith("graphs/")}
 

@@ -106,6 +106,23 @@ def test_a_twin_computes_in_fp32_from_the_same_weights(tmp_path: Path, name: str
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < bound
 
 
+def test_a_flavour_lies_beside_its_graph_and_reads_its_weights(tmp_path: Path) -> None:
+    with GraphFolder(tmp_path / "graphs", "fp16") as half:
+        half.add(model("autokl_decode"), {})
+        half.add(model("unet_context"), {})
+    assert half.records["autokl_decode"]["flavours"] == {"cuda": "graphs/autokl_decode.cuda.onnx"}
+    assert "flavours" not in half.records["unet_context"], "it runs once a decode"
+    graph, flavour = (tmp_path / "graphs" / f"autokl_decode{kind}.onnx" for kind in ("", ".cuda"))
+    assert borders(flavour) == borders(graph)
+    assert places(flavour)["matrix_half"] == places(graph)["matrix_half"]
+    assert places(graph)["matrix_half"][0] == "autokl_decode.weights"
+    # Kernels sum in fp32 what they normalise: no casts are needed for that.
+    norm = next(node for node in onnx.load(flavour).graph.node if node.op_type == "LayerNormalization")
+    assert norm.input[1] == "weight_half"
+    expected = run(graph).astype(np.float64)
+    assert np.linalg.norm(run(flavour) - expected) / np.linalg.norm(expected) < 5e-3
+
+
 def test_a_twin_holds_what_fp16_cannot(tmp_path: Path) -> None:
     """Squares above 65504 in the middle, normalised in the end. (On a CPU they would not show: it computes in fp32.)"""
     from onnx.reference import ReferenceEvaluator
@@ -137,7 +154,7 @@ def test_a_twin_holds_what_fp16_cannot(tmp_path: Path) -> None:
 def test_no_other_graph_has_a_twin(tmp_path: Path, name: str, precision: Any) -> None:
     with GraphFolder(tmp_path / "graphs", precision) as written:
         written.add(model(name), {"keys": "values"})
-    assert "fallback" not in written.records[name]
+    assert not {"fallback", "flavours"} & written.records[name].keys()
     assert written.records[name]["feedback"] == {"keys": "values"}
     shared = ["graphs/unet.weights"] if name.startswith("unet_") else []
     assert written.records[name]["weights"] == shared

@@ -59,6 +59,15 @@ def test_a_graph_knows_its_files(tiny_bundle: Path) -> None:
     found = Bundle.open(tiny_bundle).graph("unet_time")
     assert found.fallback == tiny_bundle / "graphs" / "unet_context.onnx"
     assert set(found.files) == {"unet_time.onnx", "unet_context.onnx"}
+    assert found.flavours == {}
+
+    def flavour(manifest: dict[str, Any]) -> None:
+        manifest["graphs"]["unet_time"].update(flavours={"cuda": "graphs/autokl_decode.onnx"})
+
+    edit(tiny_bundle, flavour)
+    found = Bundle.open(tiny_bundle).graph("unet_time")
+    assert found.flavours == {"cuda": tiny_bundle / "graphs" / "autokl_decode.onnx"}
+    assert "autokl_decode.onnx" in found.files
 
 
 def test_unconditional_contexts(tiny: Any, tiny_template: Path) -> None:
@@ -236,6 +245,10 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "a fallback that is not listed": (lambda m: step(m).update(fallback="graphs/x.onnx"), "is not among"),
     "a fallback outside": (lambda m: step(m).update(fallback="../x.onnx"), "is not among"),
     "a fallback that is no text": (lambda m: step(m).update(fallback=3), "fallback must be str"),
+    "a flavour that is not listed": (lambda m: step(m).update(flavours={"cuda": "graphs/x"}), "is not among"),
+    "a flavour outside": (lambda m: step(m).update(flavours={"cuda": "../x.onnx"}), "is not among"),
+    "a flavour that is no text": (lambda m: step(m).update(flavours={"cuda": 3}), "is not among"),
+    "flavours that are a list": (lambda m: step(m).update(flavours=["x"]), "flavours must be dict"),
     "no file": (lambda m: step(m).pop("file"), "file is missing"),
     "an unknown type": (lambda m: step(m)["inputs"][0].update(dtype="complex64"), "unknown type 'complex64'"),
     "a size of 0": (lambda m: step(m)["inputs"][0].update(shape=[1, 0]), "sizes above 0"),

@@ -453,6 +453,26 @@ def test_numbers_that_are_not_finite_are_computed_again_in_fp32(
     assert "fallbacks" not in want.record()
 
 
+def test_a_flavour_is_opened_until_its_numbers_are_not_finite(
+    open_decoder: Open, tiny: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = open_decoder(tiny_bundle).decode(tiny.scan())
+    give_fallback(tiny, tiny_bundle, "autokl_decode")
+    record = json.loads((tiny_bundle / "bundle.json").read_text("utf-8"))["graphs"]["autokl_decode"]
+    spoil(tiny, tiny_bundle, "autokl_decode", np.inf)
+    shutil.copy(tiny_bundle / record["file"], tiny_bundle / "graphs" / "spoilt.onnx")
+    shutil.copy(tiny_bundle / record["fallback"], tiny_bundle / record["file"])
+    graphs = json.loads((tiny_bundle / "bundle.json").read_text("utf-8"))["graphs"]
+    graphs["autokl_decode"]["flavours"] = {"own": "graphs/spoilt.onnx"}
+    tiny.seal(tiny_bundle, graphs=graphs)
+    # The plain graph is sound, and what the engine opens first is not.
+    assert open_decoder(tiny_bundle).decode(tiny.scan()).fallbacks == ()
+    monkeypatch.setattr("unibrain_rt.engines.onnxruntime.OnnxRuntimeEngine.flavour", "own")
+    got = open_decoder(tiny_bundle).decode(tiny.scan())
+    np.testing.assert_array_equal(got.image, want.image)
+    assert got.fallbacks == ("autokl_decode",)
+
+
 def test_a_fallback_that_fails_too_ends_the_decode(open_decoder: Open, tiny: Any, tiny_bundle: Path) -> None:
     spoil(tiny, tiny_bundle, "autokl_decode", np.nan)
     give_fallback(tiny, tiny_bundle, "autokl_decode")

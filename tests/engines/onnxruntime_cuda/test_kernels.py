@@ -91,6 +91,29 @@ def test_what_is_put_together_further_counts(step: GraphSpec) -> None:
     )
 
 
+def test_a_flavours_own_operators_are_counted(phantom_bundle: Path, tmp_path: Path) -> None:
+    """Attention comes as either of two operators, norms with what is added before them."""
+    pytest.importorskip("onnx_ir")
+    from unibrain_rt.export.conversion import convert_bundle
+
+    convert_bundle(phantom_bundle, tmp_path / "half", precision="fp16")
+    plain = Bundle.open(tmp_path / "half").graph("unet_image_step")
+    flavour = plain.flavoured("cuda")
+    wanted = nodes(flavour)
+    assert wanted["Attention"] > 0 < wanted["SkipLayerNormalization"]
+    assert shortfall(flavour.path, wanted) is None
+    lacking = wanted - Counter({"Attention": 1})
+    attention = wanted["Attention"] + wanted["MultiHeadAttention"]
+    assert (
+        shortfall(flavour.path, lacking)
+        == f"only {attention - 1} of {attention} attention nodes have a kernel"
+    )
+    lacking = wanted - Counter({"SkipLayerNormalization": 2})
+    short = shortfall(flavour.path, lacking)
+    assert short is not None
+    assert "layer normalisations" in short
+
+
 def test_a_graph_without_either_wants_nothing(tmp_path: Path) -> None:
     assert shortfall(hand.walk(tmp_path).path, {}) is None
 
