@@ -106,6 +106,11 @@ class WorkerProcess:
                 self._process.kill()
                 self._process.wait()
 
+    def kill(self) -> None:
+        """End the worker at once, whatever it is doing."""
+        self._process.kill()
+        self.close()
+
     def _tail(self) -> str:
         self._log.seek(0)
         return self._log.read()[-_TAIL_CHARACTERS:]

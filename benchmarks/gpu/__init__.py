@@ -1,10 +1,11 @@
-"""A whole decode on one GPU: the engine ``cuda`` with and without CUDA graphs, against torch, eager and compiled.
+"""Correct and fast on one NVIDIA GPU, for a machine that is there for a quarter of an hour and has no network.
 
-Not run on a GPU yet: ``--dry-run`` takes the same path on the CPU, with the engine ``onnxruntime`` and in fp32.
+`pack` prepares all that travels: the pruned wheel of ONNX Runtime, the graphs of the published size without their
+weights, and what the CPU decodes of the phantom. There, `machine.sh` installs it, `correct` compares with the CPU and
+with torch, and `fast` times whole decodes. Both write every result as soon as it is there; `pages` turns what came
+back into Markdown.
 
-Every variant starts from the same predicted latents, contexts and noise, and ends with a picture and the tokens of a
-caption. All stay loaded; in a round each decodes once, in an order that turns, and ratios are taken within a round.
-The roofline (`bench.roofline`) is at the measured rates of a large matrix product and of a large copy, graph by graph,
-with nothing run at the same time. Where ONNX Runtime misses a kernel that the graphs were made for, nothing is
-measured: the numbers would be of something else.
+Weights are random, drawn on the device and the same for torch and for the graphs: every variant starts from the same
+predicted latents, contexts and noise, and ends with a picture and the tokens of a caption. Every variant is a process
+of its own that stays loaded; in a round each decodes once, in an order that turns, and ratios are taken within a round.
 """

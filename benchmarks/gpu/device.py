@@ -1,58 +1,79 @@
-"""The GPU of the benchmark: waiting for it, its memory and its rates."""
+"""The GPU of the benchmark: its name, its rates, and its memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-_PEAK_SIDE, _PEAK_COPY_BYTES, _PEAK_REPEATS = 8192, 2**31, 10
+_SIDE, _COPY_BYTES, _REPEATS = 8192, 2**31, 10
 _DRY_SIDE, _DRY_COPY_BYTES = 512, 2**24
 
 
-class Gpu:
-    """The device, or what stands for it in a dry run."""
+def describe(device: str) -> dict[str, Any]:
+    """Name, driver and memory of the device that torch sees."""
+    import torch
 
-    def __init__(self, *, dry: bool) -> None:
-        import torch
+    found: dict[str, Any] = {"name": "cpu (dry run)", "torch": torch.__version__, "cuda": torch.version.cuda}
+    if device != "cuda":
+        return found
+    properties = torch.cuda.get_device_properties(0)
+    found |= {"name": properties.name, "memory_bytes": properties.total_memory}
+    found |= {"multiprocessors": properties.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
+    with suppress(Exception):  # a report is worth more than its driver's version
+        import pynvml
 
-        self._torch, self._dry = torch, dry
-        self.device = "cpu" if dry else "cuda"
+        pynvml.nvmlInit()
+        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
+    return found
 
-    def wait(self) -> None:
-        if not self._dry:
-            self._torch.cuda.synchronize()
 
-    def taken_bytes(self) -> int | None:
-        """Memory in use on the device, by everybody."""
-        if self._dry:
-            return None
-        free, total = self._torch.cuda.mem_get_info()
-        return int(total - free)
+def peaks(device: str) -> dict[str, float]:
+    """Rates of a large matrix product in half precision (FLOP/s), and of a large copy (bytes/s, read and written)."""
+    import torch
 
-    def describe(self) -> str:
-        return "cpu (dry run)" if self._dry else str(self._torch.cuda.get_device_name())
+    dry = device != "cuda"
+    side, dtype = (_DRY_SIDE, torch.float32) if dry else (_SIDE, torch.float16)
+    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    source = torch.empty(_DRY_COPY_BYTES if dry else _COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
 
-    def peaks(self, dtype: Any) -> dict[str, float]:
-        """Rates of a large matrix product (FLOP/s) and a large copy (bytes/s, read and written)."""
-        torch = self._torch
-        side = _DRY_SIDE if self._dry else _PEAK_SIDE
-        a, b = (torch.randn(side, side, dtype=dtype, device=self.device) for _ in range(2))
-        source = torch.empty(
-            _DRY_COPY_BYTES if self._dry else _PEAK_COPY_BYTES, dtype=torch.uint8, device=self.device
-        )
-        target = torch.empty_like(source)
-        return {
-            "flops": 2 * side**3 / self._best(lambda: torch.mm(a, b)),
-            "bytes": 2 * source.numel() / self._best(lambda: target.copy_(source)),
-        }
-
-    def _best(self, work: Callable[[], Any]) -> float:
+    def best(work: Callable[[], Any]) -> float:
         seconds = []
-        for _ in range(_PEAK_REPEATS):
-            self.wait()
+        for _ in range(_REPEATS):
             begun = perf_counter()
             work()
-            self.wait()
+            if not dry:
+                torch.cuda.synchronize()
             seconds.append(perf_counter() - begun)
         return min(seconds)
+
+    best(lambda: torch.mm(a, b))  # warm
+    return {
+        "flops": 2 * side**3 / best(lambda: torch.mm(a, b)),
+        "bytes": 2 * source.numel() / best(lambda: target.copy_(source)),
+    }
+
+
+def used_bytes() -> int | None:
+    """Memory in use on the device, by everybody; None where no driver tells."""
+    with suppress(Exception):  # not installed, or no device
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    return None
+
+
+def process_bytes(pid: int) -> int | None:
+    """What one process takes of the device; None where the driver does not tell."""
+    with suppress(Exception):
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if one.pid == pid and one.usedGpuMemory:
+                return int(one.usedGpuMemory)
+    return None

@@ -1,0 +1,259 @@
+"""How fast whole decodes of the published size are.
+
+``python -m unibrain_rt.benchmarks.gpu.fast --pack PACK --out OUT``.
+
+All variants load at the same time, each in a process of its own; those that are ready are measured, and again when more
+are. Every result is written as soon as it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from threading import Thread
+from time import perf_counter, sleep
+from typing import Any
+
+import click
+
+from unibrain_rt.benchmarks.bench.counting import count_work
+from unibrain_rt.benchmarks.bench.roofline import StageWork
+from unibrain_rt.benchmarks.gpu import filling
+from unibrain_rt.benchmarks.gpu.device import used_bytes
+from unibrain_rt.benchmarks.gpu.parts import write
+from unibrain_rt.benchmarks.gpu.scan import FLOWS, compare, tables_of
+from unibrain_rt.benchmarks.gpu.worker import VARIANTS, WORKS, load_decoded
+from unibrain_rt.benchmarks.processes import WorkerError, WorkerProcess
+from unibrain_rt.bundle import Bundle
+
+PRESETS = ("paper", "fast", "realtime")
+TOKENS = 20
+REFERENCE = "torch eager"
+DEFAULT = ("torch eager", "cuda", "cuda, plain", "cuda, no graphs", "cuda, plain, no graphs", "torch.compile")
+FILLER = "torch eager"
+_LOOK_S = 0.5
+
+
+class Loading:
+    """A variant's process, which gets ready in a thread of its own; ``ready`` when a preset can be measured."""
+
+    def __init__(self, name: str, worker: WorkerProcess) -> None:
+        self.name, self.worker = name, worker
+        self.record: dict[str, Any] = {}
+        self.ready, self.failed = False, False
+        self._thread = Thread(target=self._get_ready, daemon=True)
+        self._thread.start()
+
+    def _get_ready(self) -> None:
+        try:
+            self.record["load"] = self.worker.ask("load", **({"fills": True} if self.name == FILLER else {}))
+            self.record["prepare"] = self.worker.ask("prepare", preset=PRESETS[0])
+            self.record["memory"] = self.worker.ask("memory")
+            self.ready = True
+        except Exception as error:  # also of a pipe that was closed because time was up
+            self.record["error"] = str(error)[-1500:]
+            self.failed = True
+
+
+class Run:
+    """The measurement: ``results`` as they stand, in a file."""
+
+    def __init__(self, out: Path, budget_s: float) -> None:
+        self._out, self._begun, self._budget_s = out, perf_counter(), budget_s
+        self.results: dict[str, Any] = {"presets": {}, "variants": {}}
+
+    @property
+    def left_s(self) -> float:
+        return self._budget_s - (perf_counter() - self._begun)
+
+    def save(self) -> None:
+        write(self._out / "fast.json", self.results)
+
+    def say(self, line: str) -> None:
+        click.echo(f"[{perf_counter() - self._begun:5.0f} s] {line}")
+
+
+def measure_preset(run: Run, ready: Sequence[Loading], preset: str, rounds: int, label: str) -> None:
+    """Interleaved rounds of the variants that are ready, then their stages, one variant after another."""
+    found = run.results["presets"].setdefault(f"{preset}{label}", {"rounds": [], "stages": {}})
+    alive = list(ready)
+    for one in list(alive):
+        if preset != PRESETS[0] and preset not in one.record.setdefault("presets", []):
+            alive = _do(run, alive, one, "prepare", preset=preset)
+            one.record["presets"].append(preset)
+    for number in range(rounds):
+        if run.left_s < 10:
+            run.say(f"{preset}: no time for more than {number} rounds")
+            break
+        measured: dict[str, dict[str, float]] = {work: {} for work in WORKS}
+        for one in list(alive) if number % 2 == 0 else list(alive)[::-1]:
+            try:
+                times = one.worker.ask("time", preset=preset)["milliseconds"]
+            except WorkerError as error:
+                one.record["error"], one.failed = str(error)[-1500:], True
+                alive.remove(one)
+                continue
+            for work in WORKS:
+                measured[work][one.name] = times[work]
+        found["rounds"].append(measured)
+        run.save()
+    for one in alive:
+        if run.left_s > 5:
+            try:
+                found["stages"][one.name] = one.worker.ask("stages", preset=preset, rounds=5)["rounds"]
+            except WorkerError as error:
+                one.record["error"], one.failed = str(error)[-1500:], True
+            run.save()
+    for one in alive:
+        times = [entry["decode"][one.name] for entry in found["rounds"] if one.name in entry["decode"]]
+        captions = [entry["caption"][one.name] for entry in found["rounds"] if one.name in entry["caption"]]
+        if times:
+            stages = {
+                stage: round(median(entry[stage] for entry in found["stages"][one.name]), 2)
+                for stage in found["stages"].get(one.name, [{}])[0]
+            }
+            spent = f"decode {median(times):.1f} ms, caption {median(captions):.1f} ms"
+            run.say(f"{preset}{label} {one.name}: {spent} {stages}")
+
+
+def _do(run: Run, alive: list[Loading], one: Loading, command: str, **arguments: Any) -> list[Loading]:
+    try:
+        one.record[f"{command} {arguments.get('preset', '')}"] = one.worker.ask(command, **arguments)
+    except WorkerError as error:
+        one.record["error"], one.failed = str(error)[-1500:], True
+        run.say(f"{one.name}: {one.record['error'][-300:]}")
+        return [other for other in alive if other is not one]
+    return alive
+
+
+def bounds(bundle: Bundle, preset: str, peaks: dict[str, float]) -> dict[str, Any]:
+    """By stage: work of a run, and the milliseconds that all runs take at least at measured rates."""
+    tables = tables_of(bundle, preset)
+    stages = {
+        "context": ("unet_context", 1),
+        **{f"{flow}_loop": (f"unet_{flow}_step", len(tables[flow].timesteps)) for flow in FLOWS},
+        "autokl": ("autokl_decode", 1),
+        "tokens": ("optimus_decode", TOKENS),
+    }
+    found = {}
+    for stage, (graph, runs) in stages.items():
+        work = StageWork(stage, graph, runs, count_work(bundle.graph(graph).path))
+        found[stage] = {
+            "runs": runs,
+            "flops": work.work.flops,
+            "weight_bytes": work.work.weight_bytes,
+            "activation_bytes": work.work.activation_bytes,
+            "limit_ms": work.limit_ms(peaks["flops"], peaks["bytes"]),
+            "bound": work.bound(peaks["flops"], peaks["bytes"]),
+        }
+    return found
+
+
+@click.command()
+@click.option("--pack", type=click.Path(path_type=Path, exists=True), required=True, help="What `pack` made.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--variants", default=",,".join(DEFAULT), help="Names, parted by two commas.")
+@click.option("--device", default="cuda", show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
+@click.option("--budget-s", type=float, default=380, show_default=True, help="Everything ends within it.")
+@click.option(
+    "--filled", type=click.Path(path_type=Path), help="Folder for the weights.  [default: in memory]"
+)
+def main(
+    pack: Path, out: Path, variants: str, device: str, rounds: int, budget_s: float, filled: Path | None
+) -> None:
+    """Time whole decodes of every variant, at every preset."""
+    out.mkdir(parents=True, exist_ok=True)
+    run = Run(out, budget_s)
+    names = [name for name in variants.split(",,") if name]
+    assert set(names) <= set(VARIANTS), f"variants are {', '.join(VARIANTS)}"
+    with ExitStack() as stack:
+        folder = filled or stack.enter_context(filling.room())
+        loading = [
+            Loading(
+                name,
+                stack.enter_context(
+                    WorkerProcess(
+                        name,
+                        "unibrain_rt.benchmarks.gpu.worker",
+                        {
+                            "name": name,
+                            "packed": pack / "published",
+                            "filled": folder,
+                            "device": device,
+                            "tokens": TOKENS,
+                        },
+                    )
+                ),
+            )
+            for name in names
+        ]
+        run.results["variants"] = {one.name: one.record for one in loading}
+        _measure(run, loading, folder, rounds, out)
+        for one in loading:
+            if not one.ready:
+                one.worker.kill()
+    run.save()
+
+
+def _measure(run: Run, loading: list[Loading], folder: Path, rounds: int, out: Path) -> None:
+    def wait(names: Sequence[str], least_s: float) -> list[Loading]:
+        wanted = [one for one in loading if one.name in names]
+        while not all(one.ready or one.failed for one in wanted) and run.left_s > least_s:
+            sleep(_LOOK_S)
+        for one in wanted:
+            load, ready = (one.record.get(key, {}).get("seconds") for key in ("load", "prepare"))
+            run.say(
+                f"{one.name}: loaded in {load}, ready in {ready}, {one.record.get('error', '')[-300:]} "
+                f"{one.record.get('load', {}).get('told', [])[:2]}"
+            )
+        run.save()
+        return [one for one in wanted if one.ready and not one.failed]
+
+    late = [one.name for one in loading if VARIANTS[one.name].compiler]
+    early = [one.name for one in loading if one.name not in late]
+    ready = wait(early, 150)
+    eager = next((one for one in ready if one.name == FILLER), None)
+    if eager is not None:
+        run.results |= eager.worker.ask("peaks")
+        bundle = filling.open_filled(folder)
+        run.results["bounds"] = {preset: bounds(bundle, preset, run.results["peaks"]) for preset in PRESETS}
+        run.say(f"{run.results['device']['name']}: {run.results['peaks']}")
+    run.results["used_bytes"] = used_bytes()
+    run.results["tokens"] = TOKENS
+    run.save()
+    # While the compiler works the host is busy: these are kept apart from what is measured when it is done.
+    measure_preset(run, ready, PRESETS[0], 3 if late else rounds, " while compiling" if late else "")
+    if late:
+        ready = [*(one for one in ready if not one.failed), *wait(late, 100)]
+        measure_preset(run, ready, PRESETS[0], rounds, "")
+    last = PRESETS[0]
+    for preset in PRESETS[1:]:
+        if run.left_s > 30:
+            measure_preset(run, [one for one in ready if not one.failed], preset, rounds, "")
+            last = preset
+    _compare(run, [one for one in ready if not one.failed], last, out)
+
+
+def _compare(run: Run, ready: Sequence[Loading], preset: str, out: Path) -> None:
+    """How far each variant's decode is from torch's; the fewer steps, the less a small difference grows."""
+    decoded = {}
+    for one in ready:
+        if run.left_s > 3:
+            path = out / "decoded.npz"
+            if not _do(run, [one], one, "decode", preset=preset, path=str(path)):
+                continue
+            decoded[one.name] = load_decoded(path)
+            path.unlink()
+    run.results["parity"] = {"preset": preset, "variants": {}}
+    for name, found in decoded.items():
+        if REFERENCE in decoded:
+            run.results["parity"]["variants"][name] = compare(found, decoded[REFERENCE])
+            run.say(f"{preset} {name} against {REFERENCE}: {run.results['parity']['variants'][name]}")
+    run.save()
+
+
+if __name__ == "__main__":
+    main()

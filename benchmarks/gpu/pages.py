@@ -1,0 +1,286 @@
+"""What came back, as pages for people.
+
+``python -m unibrain_rt.benchmarks.gpu.pages FOLDER --out benchmarks/results``: FOLDER holds ``correct.json``,
+
+``fast.json`` or both, as the machine with the GPU wrote them; each becomes ``gpu-<name>.json`` and
+``gpu-<name>.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from unibrain_rt.benchmarks.gpu.parts import read, write
+from unibrain_rt.benchmarks.gpu.variants import STAGES
+from unibrain_rt.benchmarks.tables import machine_line, table
+
+LABELS = {
+    "torch eager": "our torch modules, eager, fp16",
+    "torch.compile": "our torch modules, torch.compile, fp16",
+    "torch fp32": "our torch modules, eager, fp32",
+    "cuda": "**`cuda`, its own graphs, captured**",
+    "cuda, no graphs": "`cuda`, its own graphs, not captured",
+    "cuda, plain": "`cuda`, the graphs for every engine, captured",
+    "cuda, plain, no graphs": "`cuda`, the graphs for every engine, not captured",
+}
+PAIRS = (
+    ("decode", "over torch eager", "torch eager", "cuda"),
+    ("decode", "over torch.compile", "torch.compile", "cuda"),
+    ("decode", "by its own graphs", "cuda, plain", "cuda"),
+    ("decode", "by capturing", "cuda, no graphs", "cuda"),
+    ("caption", "by capturing, caption flow", "cuda, no graphs", "cuda"),
+)
+"""Of which work, name, slower, faster."""
+
+
+def correct_page(results: Mapping[str, Any], notes: str) -> str:
+    """Of `correct`, as Markdown."""
+    doctor = results.get("doctor", {})
+    sections = ["# The engine `cuda` on a GPU: is it right?", _machine(doctor), notes]
+    if rows := results.get("convolution", {}).get("rows"):
+        sections += ["## One 3 × 3 convolution in fp16", _CONVOLUTION, _convolution(rows)]
+    if found := results.get("phantom"):
+        sections += ["## Decodes of the phantom, against the CPU in fp32", _PHANTOM, _phantom(found)]
+    if found := results.get("steps"):
+        sections += ["## One run of every graph, published size", _STEPS, _steps(found)]
+    if found := results.get("tests"):
+        lines = [line for line in found.get("lines", []) if not line.startswith("SKIPPED")]
+        sections += ["## Tests marked `gpu`", "\n".join(f"- `{line[:160]}`" for line in lines)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def fast_page(results: Mapping[str, Any], notes: str) -> str:
+    """Of `fast`, as Markdown."""
+    sections = ["# Whole decodes of the published size on a GPU", _device(results), notes, _FAST]
+    for preset, found in results["presets"].items():
+        if not any(one["decode"] for one in found["rounds"]):
+            continue
+        bounds = results["bounds"].get(preset.partition(" ")[0], {})
+        sections += [f"## `{preset}`", _decodes(results, found, bounds), _ratios(found["rounds"])]
+        if found["stages"]:
+            sections += ["Milliseconds of the stages, each run alone:", _stages(found["stages"], bounds)]
+    if variants := results.get("parity", {}).get("variants"):
+        sections += ["## What they decode to", _parity(results["parity"]["preset"], variants)]
+    if failed := {name: one["error"] for name, one in results["variants"].items() if "error" in one}:
+        sections += [
+            "## What failed",
+            "\n".join(f"- {name}: `{_last(error)}`" for name, error in failed.items()),
+        ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+_CONVOLUTION = (
+    "320 channels, 64 × 64, two at once; microseconds of one run among fifty, and the relative L2 distance to torch in "
+    "fp32, of the first and of a second run into the same memory."
+)
+_PHANTOM = (
+    "The shipped bundle and its conversion to fp16, held-out scans of one subject, preset `paper`. *Own* graphs are "
+    "those made for this engine. Latents: the largest relative L2 distance of six scans."
+)
+_STEPS = (
+    "Random weights, drawn on the device, the same for all. Relative L2 distance to torch in fp32 on the same device, "
+    "of the keys of the first block, of what a first step predicts, of the picture and of the logits."
+)
+_FAST = (
+    "Random weights, drawn on the device, the same for all; batch 1 with guidance, 512 × 512 pixels, 20 tokens; from "
+    "noised latents and contexts on the host to the picture and the tokens there. Every variant is a process of its "
+    "own, all are loaded at once; in a round each decodes once, in an order that turns. *Of the limit*: the sum over "
+    "the stages of FLOPs and bytes, counted from the graphs, at the rates measured on this card, one after another. "
+    "Memory is what the driver says that the process takes."
+)
+
+
+def _machine(doctor: Mapping[str, Any]) -> str:
+    device, machine = doctor.get("device", {}), doctor.get("machine")
+    lines = [_card(device)] if device else []
+    if machine:
+        lines.append(machine_line(machine))
+    if version := doctor.get("probe", {}).get("version"):
+        lines.append(f"onnxruntime-gpu {version}.")
+    return " ".join(lines)
+
+
+def _device(results: Mapping[str, Any]) -> str:
+    peaks = results.get("peaks")
+    rates = (
+        f" Measured rates: {peaks['flops'] / 1e12:.0f} TFLOP/s of an 8192³ matrix product in fp16, "
+        f"{peaks['bytes'] / 1e9:,.0f} GB/s of a copy."
+        if peaks
+        else ""
+    )
+    return _card(results.get("device", {})) + rates
+
+
+def _card(device: Mapping[str, Any]) -> str:
+    known = {
+        "driver": device.get("driver"),
+        "CUDA": device.get("cuda"),
+        "cuDNN": device.get("cudnn"),
+        "torch": device.get("torch"),
+    }
+    return (
+        f"{device.get('name', 'unknown device')}; "
+        + ", ".join(f"{k} {v}" for k, v in known.items() if v)
+        + "."
+    )
+
+
+def _convolution(rows: Sequence[Mapping[str, Any]]) -> str:
+    return table(
+        ["operator", "`use_tf32`", "`fuse_conv_bias`", "one run", "rate", "error", "second run"],
+        [
+            [
+                f"`{row['operator']}`",
+                str(row["use_tf32"]),
+                str(row["fuse_conv_bias"]),
+                *(
+                    [row["error"][:80], "–", "–", "–"]
+                    if "error" in row
+                    else [
+                        f"{row['microseconds']:.0f} µs",
+                        f"{row['tflops']:.0f} TFLOP/s",
+                        *(f"{error:.1e}" for error in row["errors"]),
+                    ]
+                ),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _phantom(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, one in found.items():
+        if "error" in one:
+            rows.append([name, one["error"][:120], *["–"] * 5])
+            continue
+        rows.append(
+            [
+                name,
+                str(one["scans"]),
+                f"{one['psnr_db']['least']:.1f} dB",
+                f"{one['psnr_db']['median']:.1f} dB",
+                f"{one['same_captions']:.1%}",
+                " / ".join(f"{one[f'{flow}_latent_error']:.1e}" for flow in ("image", "text")),
+                f"{one['decode_ms']['median']:.1f} ms",
+            ]
+        )
+    head = ["bundle", "scans", "PSNR, worst", "median", "same captions", "image / text latents", "a decode"]
+    return table(head, rows)
+
+
+def _steps(found: Mapping[str, Any]) -> str:
+    graphs = list(next(one["errors"] for one in found.values() if "errors" in one))
+    rows = [
+        [LABELS.get(name, name), *(f"{one['errors'][graph]:.1e}" for graph in graphs)]
+        if "errors" in one
+        else [LABELS.get(name, name), one["error"][:120], *["–"] * (len(graphs) - 1)]
+        for name, one in found.items()
+        if name != "torch fp32"
+    ]
+    return table(["", *(f"`{graph}`" for graph in graphs)], rows)
+
+
+def _decodes(results: Mapping[str, Any], found: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
+    limit = sum(stage["limit_ms"] for stage in bounds.values())
+    rows = []
+    for name, record in results["variants"].items():
+        times = {
+            work: [one[work][name] for one in found["rounds"] if name in one[work]]
+            for work in ("decode", "caption")
+        }
+        if not times["decode"]:
+            continue
+        decode = median(times["decode"])
+        memory = record.get("memory", {}).get("process_bytes")
+        rows.append(
+            [
+                LABELS.get(name, name),
+                f"{decode:.1f} ms",
+                f"{min(times['decode']):.1f}–{max(times['decode']):.1f}",
+                f"{median(times['caption']):.1f} ms",
+                f"{limit / decode:.0%}" if limit else "–",
+                "–" if memory is None else f"{memory / 2**30:.1f} GiB",
+                f"{record['load']['seconds'] + record['prepare']['seconds']:.0f} s",
+            ]
+        )
+    head = ["variant", "whole decode", "range", "caption flow alone", "of the limit", "memory", "until ready"]
+    return table(head, rows)
+
+
+def _ratios(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    rows = []
+    for work, name, slow, fast in PAIRS:
+        found = [one[work][slow] / one[work][fast] for one in rounds if {slow, fast} <= one[work].keys()]
+        if found:
+            rows.append([name, f"**{median(found):.2f}**", f"{min(found):.2f}–{max(found):.2f}"])
+    return table(["`cuda`, times faster, within a round", "median", "range"], rows) if rows else ""
+
+
+def _stages(stages: Mapping[str, Sequence[Mapping[str, float]]], bounds: Mapping[str, Any]) -> str:
+    rows = [
+        [LABELS.get(name, name), *(f"{median(one[stage] for one in rounds):.1f}" for stage in STAGES)]
+        for name, rounds in stages.items()
+    ]
+    if bounds:
+        rows.append(
+            ["limit", *(f"{bounds[stage]['limit_ms']:.1f} ({bounds[stage]['bound']})" for stage in STAGES)]
+        )
+    return table(["", *(stage.replace("_", " ") for stage in STAGES)], rows)
+
+
+def _parity(preset: str, variants: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            LABELS.get(name, name),
+            f"{one['psnr_db']:.1f} dB",
+            *(f"{one[f'{flow}_latent_error']:.1e}" for flow in ("image", "text")),
+            "yes" if one["same_tokens"] else "no",
+            "yes" if one["finite"] else "no",
+        ]
+        for name, one in variants.items()
+    ]
+    head = [
+        f"against torch eager, `{preset}`",
+        "picture",
+        "image latent",
+        "text latent",
+        "same tokens",
+        "finite",
+    ]
+    return table(head, rows)
+
+
+def _last(error: str) -> str:
+    lines = error.strip().splitlines()
+    return lines[-1][:300] if lines else ""
+
+
+PAGES = {"correct": correct_page, "fast": fast_page}
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@click.option(
+    "--notes", type=click.Path(path_type=Path, exists=True), help="Folder of <name>.md, put under the title."
+)
+def main(folder: Path, out: Path, notes: Path | None) -> None:
+    """Write the pages of what is in FOLDER."""
+    for name, page in PAGES.items():
+        if not (results := read(folder / f"{name}.json")):
+            continue
+        note = notes / f"{name}.md" if notes else None
+        text = note.read_text(encoding="utf-8").strip() if note and note.is_file() else ""
+        write(out / f"gpu-{name}.json", results)
+        (out / f"gpu-{name}.md").write_text(page(results, text), encoding="utf-8")
+        click.echo(f"{out / f'gpu-{name}.md'}")
+
+
+if __name__ == "__main__":
+    main()

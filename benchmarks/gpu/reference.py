@@ -1,0 +1,81 @@
+"""Decodes of the phantom on the CPU, in fp32, to compare a GPU's with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from unibrain_rt.benchmarks.gpu.scan import distance, psnr_db
+from unibrain_rt.bundle import Bundle
+from unibrain_rt.captions import CaptionOptions
+from unibrain_rt.decoder import Decoder
+from unibrain_rt.engines import Engine, create_engine
+
+SUBJECT, PRESET = "sub-01", "paper"
+SCANS = 60
+PIECEWISE = 6
+"""Of so many scans the latents are compared, too, which takes each of their flows a second time."""
+
+
+def write_reference(path: Path, scans: int = SCANS) -> None:
+    """Decode held-out scans of the shipped phantom with ONNX Runtime on the CPU, and keep all that can be compared."""
+    from unibrain_rt.export.phantom.people import held_out
+
+    bundle = Bundle.open(None)
+    size = bundle.graph("autokl_decode").tensor("image").sized(1)[-1]
+    _, _, betas = held_out(SUBJECT, scans, size)
+    decoded = decode_all(bundle, create_engine("onnxruntime"), betas)
+    np.savez_compressed(path, betas=betas, **{key: np.array(value) for key, value in decoded.items()})
+
+
+def decode_all(bundle: Bundle, engine: Engine, betas: Any) -> dict[str, Any]:
+    """Pictures, captions and tokens of all scans, latents of the first, milliseconds, and what fell back to fp32."""
+    decoder = Decoder(bundle, bundle.subject(SUBJECT), engine, PRESET, CaptionOptions())
+    found: dict[str, Any] = {key: [] for key in ("images", "captions", "image_latents", "text_latents", "ms")}
+    fallbacks: Counter[str] = Counter()
+    for number, scan in enumerate(betas):
+        begun = perf_counter()
+        result = decoder.decode(scan, seed=number)
+        found["ms"].append((perf_counter() - begun) * 1000)
+        found["images"].append(result.image)
+        found["captions"].append(result.caption)
+        fallbacks.update(result.fallbacks)
+        if number < PIECEWISE:
+            decoder.guide(result.predictions)
+            for flow, name in (("image", "image"), ("caption", "text")):
+                start = result.predictions[f"{name}_latent"]
+                found[f"{name}_latents"].append(decoder.denoise(flow, start, number)[0])  # type: ignore[arg-type]
+    return {**found, "fallbacks": sorted(fallbacks)}
+
+
+def compare_all(found: dict[str, Any], reference: Any) -> dict[str, Any]:
+    """How far decodes are from those on the CPU: PSNR, latents' relative distances, share of equal captions."""
+    count = len(found["images"])
+    psnr = [
+        psnr_db(ours / 255, theirs / 255)
+        for ours, theirs in zip(found["images"], reference["images"][:count], strict=True)
+    ]
+    same = [
+        ours == str(theirs)
+        for ours, theirs in zip(found["captions"], reference["captions"][:count], strict=True)
+    ]
+    return {
+        "scans": count,
+        "psnr_db": {"least": min(psnr), "median": float(np.median(psnr))},
+        "same_captions": sum(same) / count,
+        **{f"{name}_latent_error": _worst(found, reference, name) for name in ("image", "text")},
+        "fallbacks": found["fallbacks"],
+        "decode_ms": {"first": found["ms"][0], "median": float(np.median(found["ms"]))},
+    }
+
+
+def _worst(found: dict[str, Any], reference: Any, name: str) -> float | None:
+    pairs: Sequence[tuple[Any, Any]] = list(
+        zip(found[f"{name}_latents"], reference[f"{name}_latents"], strict=False)
+    )
+    return max((distance(ours, theirs) for ours, theirs in pairs), default=None)

@@ -1,0 +1,80 @@
+"""What every variant decodes: predicted latents, contexts and noise, the same for all; and how results compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unibrain_rt.benchmarks.inputs import Flow
+from unibrain_rt.bundle import Bundle
+from unibrain_rt.export.config import Architecture
+from unibrain_rt.presets import Flow as PresetFlow
+from unibrain_rt.samplers import SamplerTable, seeded_noise
+
+FLOWS: dict[Flow, PresetFlow] = {"image": "image", "text": "caption"}
+"""What a flow is called in graphs, and in presets."""
+START_TOKEN = 1  # with random weights, any token is as good a start
+_CONTEXT_STREAM = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """Noised latents (1, …) by flow, contexts (2, L, D), unconditional first, and how many tokens to write."""
+
+    latents: dict[Flow, Any]
+    contexts: dict[Flow, Any]
+    tokens: int
+
+    @classmethod
+    def random(cls, bundle: Bundle, tokens: int, seed: int) -> Scan:
+        sizes = Architecture.from_mapping(bundle.architecture)
+        side = sizes.autokl.latent_size
+        shapes: dict[Flow, tuple[int, ...]] = {
+            "image": (1, sizes.unet.latent_channels, side, side),
+            "text": (1, sizes.unet.text_latent_dim),
+        }
+        lengths: dict[Flow, int] = {"image": sizes.clip.image_tokens, "text": sizes.clip.text_tokens}
+        contexts = {}
+        for stream, (name, length) in enumerate(lengths.items(), start=_CONTEXT_STREAM):
+            context = seeded_noise(seed, stream, (2, length, sizes.unet.context_dim))
+            contexts[name] = context / np.linalg.norm(context, axis=-1, keepdims=True)
+        latents = {flow: seeded_noise(seed, stream, shapes[flow]) for stream, flow in enumerate(FLOWS)}
+        return cls(latents, contexts, tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What came out: latents by flow, picture (1, 3, H, W) in [0, 1], tokens."""
+
+    latents: dict[Flow, Any]
+    image: Any
+    tokens: list[int]
+
+
+def tables_of(bundle: Bundle, preset: str) -> dict[Flow, SamplerTable]:
+    """Both flows' tables of a preset."""
+    return {flow: bundle.preset(preset).table(bundle.schedule, kind) for flow, kind in FLOWS.items()}
+
+
+def compare(found: Decoded, wanted: Decoded) -> dict[str, Any]:
+    """How far a decode is from another: PSNR of the pictures, relative L2 distances of latents, equality of tokens."""
+    return {
+        "psnr_db": psnr_db(found.image.clip(0, 1), wanted.image.clip(0, 1)),
+        **{f"{flow}_latent_error": distance(found.latents[flow], wanted.latents[flow]) for flow in FLOWS},
+        "same_tokens": found.tokens == wanted.tokens,
+        "finite": all(bool(np.isfinite(x).all()) for x in (found.image, *found.latents.values())),
+    }
+
+
+def psnr_db(found: Any, wanted: Any) -> float:
+    """Of pictures in [0, 1]; 200 where they are equal, since infinity is no JSON."""
+    error = float(np.mean((np.asarray(found, np.float64) - np.asarray(wanted, np.float64)) ** 2))
+    return min(200.0, -10 * float(np.log10(error))) if error else 200.0
+
+
+def distance(found: Any, wanted: Any) -> float:
+    """Relative L2 distance."""
+    difference = np.asarray(found, np.float64) - wanted
+    return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(wanted, np.float64)))
