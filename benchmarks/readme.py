@@ -1,10 +1,11 @@
-"""The README's section on latency, out of the committed results: one table and one plot."""
+"""The README's section on latency, out of the committed results: a table of CPUs, one of a GPU, and a plot."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ BENCH, CONTESTS = (
     "bench/bench.json",
     {"phantom": "contest-phantom.json", "published": "contest-published.json"},
 )
+GPU = "gpu-fast.json"
 COMMAND = "python -m unibrain_rt.benchmarks.readme"
 _REFERENCE = "diffusers"
 _PARTS = {"image loop": "image loop", "caption": "caption", "picture": "AutoKL", "decode": "decode"}
@@ -30,6 +32,12 @@ _LABELS = {
     "openvino-bf16": "**unibrain-rt, OpenVINO bf16**",
 }
 """Who is in the table, in this order; torch's bf16 is in the contests' own pages."""
+_GPU_LABELS = {
+    "torch eager": "our torch modules, fp16",
+    "torch, CUDA graphs": "our torch modules, fp16, as CUDA graphs",
+    "cuda": "**unibrain-rt, engine `cuda`, fp16**",
+}
+_GPU_REFERENCE = "torch eager"
 _NOTHING = "–"
 _OWN = ("onnxruntime", "openvino-fp32", "openvino-bf16")
 
@@ -42,6 +50,8 @@ def section(results: Path) -> str:
     parts = []
     if contests:
         parts.append(_table(contests))
+    if (results / GPU).exists():
+        parts.append(_gpu_table(_read(results / GPU)))
     if (results / BENCH).exists():
         parts.append(_plot(_read(results / BENCH)))
     parts.append(f"Written by `{COMMAND}` from the results in `{RESULTS}`.")
@@ -71,6 +81,26 @@ def _table(contests: Mapping[str, Found]) -> str:
     return (
         f"{table(['', 'preset', *head], rows)}\n\n{machine['cpu']}, {machine['cores']} cores, random weights; "
         f"made by `python -m unibrain_rt.benchmarks.peers.contest --size SIZE --work DIR` ({commands})."
+    )
+
+
+def _gpu_table(found: Found) -> str:
+    """Whole decodes of the published size at every preset, and how many times as fast as torch in the same round."""
+    presets = {name: preset["rounds"] for name, preset in found["presets"].items()}
+    rows = []
+    for name, label in _GPU_LABELS.items():
+        row = [label]
+        for rounds in presets.values():
+            both = [one["decode"] for one in rounds if {name, _GPU_REFERENCE} <= one["decode"].keys()]
+            row.append(f"{median(one[name] for one in both):,.0f} ms" if both else _NOTHING)
+            ratios = [one[_GPU_REFERENCE] / one[name] for one in both]
+            row.append(f"{median(ratios):.2f}" if both else _NOTHING)
+        rows.append(row)
+    head = [title for preset in presets for title in (f"`{preset}`", "times faster")]
+    page = (RESULTS / GPU).with_suffix(".md").as_posix()
+    return (
+        f"{table(['published size, whole decode', *head], rows)}\n\n{found['device']['name']}, random weights; made by "
+        f"`python -m unibrain_rt.benchmarks.gpu.fast` ([all of it]({page}), with torch.compile)."
     )
 
 

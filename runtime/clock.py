@@ -25,6 +25,11 @@ class Clock:
         for stage, more in zip(stages, spent, strict=True):
             self._stages[stage] = self._stages.get(stage, 0.0) + more
 
+    @property
+    def stages(self) -> dict[str, float]:
+        """Time of every stage so far."""
+        return dict(self._stages)
+
     def finished(self) -> dict[str, float]:
         """Time of every stage, and ``total`` since the clock was made."""
         return {**self._stages, "total": (time.perf_counter() - self._start) * 1000}

@@ -244,21 +244,28 @@ class Decoder:
         return lambda: ridge.predictions(z)
 
     def _end(self, seed: int, clock: Clock) -> tuple[NDArray[np.uint8], str | None, list[int]]:
-        """Image, caption and tokens of what was begun."""
+        """Image, caption and tokens of what was begun.
+
+        The caption's flow is the shorter one: where an engine runs both at once, its tokens are written while the image
+        is still denoised.
+        """
         stages = self._stages
-        stages.picture_program.finish()
-        spent = stages.picture_program.milliseconds
-        clock.add(*("ridge", "context", "image_loop", "autokl")[-len(spent) :], spent=spent)
-        self._denoised("image")
-        image = self._picture()
         caption: str | None = None
         tokens: list[int] = []
-        if stages.caption_program is not None:
-            stages.caption_program.finish()
-            clock.add("caption_loop", spent=stages.caption_program.milliseconds)
-            with clock("caption"):
-                caption, tokens = self.describe(self._denoised("caption"), seed)
-        return image, caption, tokens
+        captioning = Clock()
+        try:
+            if stages.caption_program is not None:
+                stages.caption_program.finish()
+                captioning.add("caption_loop", spent=stages.caption_program.milliseconds)
+                with captioning("caption"):
+                    caption, tokens = self.describe(self._denoised("caption"), seed)
+        finally:  # nothing may be under way when this ends, however it ends
+            stages.picture_program.finish()
+        spent = stages.picture_program.milliseconds
+        clock.add(*("ridge", "context", "image_loop", "autokl")[-len(spent) :], spent=spent)
+        clock.add(*captioning.stages, spent=list(captioning.stages.values()))
+        self._denoised("image")
+        return self._picture(), caption, tokens
 
     def predict(self, voxels: NDArray[Any]) -> dict[str, Float]:
         """The ridge heads' latents and contexts, without a batch axis, of betas (voxels,); see ``decode``.

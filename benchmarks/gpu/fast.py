@@ -21,17 +21,24 @@ import click
 from unibrain_rt.benchmarks.bench.counting import count_work
 from unibrain_rt.benchmarks.bench.roofline import StageWork
 from unibrain_rt.benchmarks.gpu import filling
-from unibrain_rt.benchmarks.gpu.device import used_bytes
 from unibrain_rt.benchmarks.gpu.parts import write
 from unibrain_rt.benchmarks.gpu.scan import FLOWS, compare, tables_of
+from unibrain_rt.benchmarks.gpu.variants import STAGES
 from unibrain_rt.benchmarks.gpu.worker import VARIANTS, WORKS, load_decoded
 from unibrain_rt.benchmarks.processes import WorkerError, WorkerProcess
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.engines import probe
 
 PRESETS = ("paper", "fast", "realtime")
 TOKENS = 20
 REFERENCE = "torch eager"
-DEFAULT = ("torch eager", "cuda", "cuda, plain", "cuda, no graphs", "cuda, plain, no graphs", "torch.compile")
+DEFAULT = (
+    *("torch eager", "torch, CUDA graphs", "cuda", "cuda, plain", "cuda, no graphs"),
+    *("torch.compile, image", "torch.compile, text", "torch.compile, rest"),
+    *("cuda, fuse_conv_bias", "cuda, flash attention"),
+)
+STAGED = "cuda, no graphs"
+"""Whose kernels are traced: one by one, nothing between them matters."""
 FILLER = "torch eager"
 _LOOK_S = 0.5
 
@@ -75,9 +82,9 @@ class Run:
         click.echo(f"[{perf_counter() - self._begun:5.0f} s] {line}")
 
 
-def measure_preset(run: Run, ready: Sequence[Loading], preset: str, rounds: int, label: str) -> None:
+def measure_preset(run: Run, ready: Sequence[Loading], preset: str, rounds: int) -> None:
     """Interleaved rounds of the variants that are ready, then their stages, one variant after another."""
-    found = run.results["presets"].setdefault(f"{preset}{label}", {"rounds": [], "stages": {}})
+    found = run.results["presets"].setdefault(preset, {"rounds": [], "stages": {}})
     alive = list(ready)
     for one in list(alive):
         if preset != PRESETS[0] and preset not in one.record.setdefault("presets", []):
@@ -102,7 +109,7 @@ def measure_preset(run: Run, ready: Sequence[Loading], preset: str, rounds: int,
     for one in alive:
         if run.left_s > 5:
             try:
-                found["stages"][one.name] = one.worker.ask("stages", preset=preset, rounds=5)["rounds"]
+                found["stages"][one.name] = one.worker.ask("stages", preset=preset, rounds=3)["rounds"]
             except WorkerError as error:
                 one.record["error"], one.failed = str(error)[-1500:], True
             run.save()
@@ -115,7 +122,7 @@ def measure_preset(run: Run, ready: Sequence[Loading], preset: str, rounds: int,
                 for stage in found["stages"].get(one.name, [{}])[0]
             }
             spent = f"decode {median(times):.1f} ms, caption {median(captions):.1f} ms"
-            run.say(f"{preset}{label} {one.name}: {spent} {stages}")
+            run.say(f"{preset} {one.name}: {spent} {stages}")
 
 
 def _do(run: Run, alive: list[Loading], one: Loading, command: str, **arguments: Any) -> list[Loading]:
@@ -165,10 +172,13 @@ def main(
     pack: Path, out: Path, variants: str, device: str, rounds: int, budget_s: float, filled: Path | None
 ) -> None:
     """Time whole decodes of every variant, at every preset."""
+    if device == "cuda" and not (found := probe("cuda")).usable:
+        raise click.ClickException(f"engine {found}; --device cpu tries this benchmark with other --variants")
     out.mkdir(parents=True, exist_ok=True)
     run = Run(out, budget_s)
     names = [name for name in variants.split(",,") if name]
-    assert set(names) <= set(VARIANTS), f"variants are {', '.join(VARIANTS)}"
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise click.UsageError(f"--variants: unknown {unknown[0]!r}; known are {',, '.join(VARIANTS)}")
     with ExitStack() as stack:
         folder = filled or stack.enter_context(filling.room())
         loading = [
@@ -212,29 +222,46 @@ def _measure(run: Run, loading: list[Loading], folder: Path, rounds: int, out: P
         run.save()
         return [one for one in wanted if one.ready and not one.failed]
 
-    late = [one.name for one in loading if VARIANTS[one.name].compiler]
-    early = [one.name for one in loading if one.name not in late]
-    ready = wait(early, 150)
+    compiled = [one.name for one in loading if VARIANTS[one.name].stages != STAGES]
+    settings = [one.name for one in loading if VARIANTS[one.name].options or VARIANTS[one.name].environment]
+    whole = [one.name for one in loading if one.name not in (*compiled, *settings)]
+    ready = wait(whole, 150)
     eager = next((one for one in ready if one.name == FILLER), None)
     if eager is not None:
         run.results |= eager.worker.ask("peaks")
         bundle = filling.open_filled(folder)
         run.results["bounds"] = {preset: bounds(bundle, preset, run.results["peaks"]) for preset in PRESETS}
         run.say(f"{run.results['device']['name']}: {run.results['peaks']}")
-    run.results["used_bytes"] = used_bytes()
     run.results["tokens"] = TOKENS
     run.save()
-    # While the compiler works the host is busy: these are kept apart from what is measured when it is done.
-    measure_preset(run, ready, PRESETS[0], 3 if late else rounds, " while compiling" if late else "")
-    if late:
-        ready = [*(one for one in ready if not one.failed), *wait(late, 100)]
-        measure_preset(run, ready, PRESETS[0], rounds, "")
-    last = PRESETS[0]
-    for preset in PRESETS[1:]:
-        if run.left_s > 30:
-            measure_preset(run, [one for one in ready if not one.failed], preset, rounds, "")
-            last = preset
-    _compare(run, [one for one in ready if not one.failed], last, out)
+    measured = []
+    for preset in PRESETS:
+        if run.left_s > 40:
+            measure_preset(run, [one for one in ready if not one.failed], preset, rounds)
+            measured.append(preset)
+    _compare(run, [one for one in ready if not one.failed], measured[-1], out)
+    for one in ready:
+        if one.name == STAGED and not one.failed and run.left_s > 60:
+            run.results["kernels"] = {}
+            if _do(run, [one], one, "kernels", preset=PRESETS[2]):
+                run.results["kernels"] = one.record.pop(f"kernels {PRESETS[2]}")
+                for stage, found in run.results["kernels"]["stages"].items():
+                    run.say(f"kernels of {stage}: {found['launches']} in {found['microseconds']:.0f} µs")
+            run.save()
+    for name in (*settings, *compiled):
+        for one in wait([name], 12):
+            measure_stages(run, one, PRESETS[0], rounds)
+
+
+def measure_stages(run: Run, one: Loading, preset: str, rounds: int) -> None:
+    """Of a variant that has no whole decode, or none that is of interest."""
+    if not _do(run, [one], one, "stages", preset=preset, rounds=rounds):
+        return
+    found = one.record.pop(f"stages {preset}")["rounds"]
+    run.results.setdefault("stages", {})[one.name] = found
+    run.save()
+    spent = {stage: round(median(entry[stage] for entry in found), 2) for stage in found[0]}
+    run.say(f"{preset} {one.name}: {spent}")
 
 
 def _compare(run: Run, ready: Sequence[Loading], preset: str, out: Path) -> None:

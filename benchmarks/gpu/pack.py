@@ -28,8 +28,8 @@ from unibrain_rt.bundle import CONSTANTS, SCHEMA_VERSION, UNCONDITIONAL
 from unibrain_rt.export.bundle_folder import write_manifest
 from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.cuda import CUDA, cuda_flavour
-from unibrain_rt.export.graph_folder import GRAPHS, describe
-from unibrain_rt.export.precision import FP32_GRAPHS, Precision, set_precision
+from unibrain_rt.export.graph_folder import FLAVOURED, GRAPHS, describe
+from unibrain_rt.export.precision import Precision, set_precision
 from unibrain_rt.presets import PRESETS
 
 WHEEL, PEER = "onnxruntime-gpu==1.31.1", "diffusers==0.39.0"
@@ -45,7 +45,7 @@ def write_published(folder: Path, sizes: Architecture, *, precision: Precision =
     for graph, tags in decode_graphs(sizes):
         model, parts = hollow(graph, tags)
         weights = HollowFile(graphs / f"{graph.name}.weights")
-        own = cuda_flavour(model.clone()) if precision == "fp16" and graph.name not in FP32_GRAPHS else None
+        own = cuda_flavour(model) if precision == "fp16" and graph.name in FLAVOURED else None
         set_precision(model, precision)
         save_hollow(model, parts, graphs / f"{graph.name}.onnx", weights)
         record = describe(model, graph.feedback, [weights.path.name])

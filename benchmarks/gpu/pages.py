@@ -21,29 +21,36 @@ from unibrain_rt.benchmarks.tables import machine_line, table
 
 LABELS = {
     "torch eager": "our torch modules, eager, fp16",
+    "torch, CUDA graphs": "our torch modules, eager, captured as CUDA graphs, fp16",
     "torch.compile": "our torch modules, torch.compile, fp16",
     "torch fp32": "our torch modules, eager, fp32",
     "cuda": "**`cuda`, its own graphs, captured**",
     "cuda, no graphs": "`cuda`, its own graphs, not captured",
     "cuda, plain": "`cuda`, the graphs for every engine, captured",
     "cuda, plain, no graphs": "`cuda`, the graphs for every engine, not captured",
+    "cuda, fuse_conv_bias": "`cuda` with `fuse_conv_bias`",
+    "cuda, flash attention": "`cuda` without cuDNN's attention",
 }
 PAIRS = (
     ("decode", "over torch eager", "torch eager", "cuda"),
+    ("decode", "over torch captured as CUDA graphs", "torch, CUDA graphs", "cuda"),
     ("decode", "over torch.compile", "torch.compile", "cuda"),
     ("decode", "by its own graphs", "cuda, plain", "cuda"),
     ("decode", "by capturing", "cuda, no graphs", "cuda"),
     ("caption", "by capturing, caption flow", "cuda, no graphs", "cuda"),
 )
 """Of which work, name, slower, faster."""
+COMPILED = "torch.compile"
+BEST = "cuda"
+_KERNELS = 14
 
 
-def correct_page(results: Mapping[str, Any], notes: str) -> str:
+def correct_page(results: Mapping[str, Any]) -> str:
     """Of `correct`, as Markdown."""
     doctor = results.get("doctor", {})
-    sections = ["# The engine `cuda` on a GPU: is it right?", _machine(doctor), notes]
+    sections = ["# The engine `cuda` on a GPU: is it right?", _machine(doctor), results.get("notes", "")]
     if rows := results.get("convolution", {}).get("rows"):
-        sections += ["## One 3 × 3 convolution in fp16", _CONVOLUTION, _convolution(rows)]
+        sections += ["## 3 × 3 convolutions in fp16", _CONVOLUTION, _convolution(rows)]
     if found := results.get("phantom"):
         sections += ["## Decodes of the phantom, against the CPU in fp32", _PHANTOM, _phantom(found)]
     if found := results.get("steps"):
@@ -54,9 +61,14 @@ def correct_page(results: Mapping[str, Any], notes: str) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def fast_page(results: Mapping[str, Any], notes: str) -> str:
+def fast_page(results: Mapping[str, Any]) -> str:
     """Of `fast`, as Markdown."""
-    sections = ["# Whole decodes of the published size on a GPU", _device(results), notes, _FAST]
+    sections = [
+        "# Whole decodes of the published size on a GPU",
+        _device(results),
+        results.get("notes", ""),
+        _FAST,
+    ]
     for preset, found in results["presets"].items():
         if not any(one["decode"] for one in found["rounds"]):
             continue
@@ -64,6 +76,10 @@ def fast_page(results: Mapping[str, Any], notes: str) -> str:
         sections += [f"## `{preset}`", _decodes(results, found, bounds), _ratios(found["rounds"])]
         if found["stages"]:
             sections += ["Milliseconds of the stages, each run alone:", _stages(found["stages"], bounds)]
+    if staged := results.get("stages"):
+        sections += _apart(results, staged)
+    if kernels := results.get("kernels", {}).get("stages"):
+        sections += ["## Which kernels the time goes to", _KERNELS_NOTE, *_kernels(kernels)]
     if variants := results.get("parity", {}).get("variants"):
         sections += ["## What they decode to", _parity(results["parity"]["preset"], variants)]
     if failed := {name: one["error"] for name, one in results["variants"].items() if "error" in one}:
@@ -75,8 +91,8 @@ def fast_page(results: Mapping[str, Any], notes: str) -> str:
 
 
 _CONVOLUTION = (
-    "320 channels, 64 × 64, two at once; microseconds of one run among fifty, and the relative L2 distance to torch in "
-    "fp32, of the first and of a second run into the same memory."
+    "320 channels, 64 × 64, two at once, 40 in a row in one graph; microseconds of one, and the distance (L2) "
+    "of the last, relative, to torch in fp32, in a first and in a second run into the same memory."
 )
 _PHANTOM = (
     "The shipped bundle and its conversion to fp16, held-out scans of one subject, preset `paper`. *Own* graphs are "
@@ -92,6 +108,12 @@ _FAST = (
     "own, all are loaded at once; in a round each decodes once, in an order that turns. *Of the limit*: the sum over "
     "the stages of FLOPs and bytes, counted from the graphs, at the rates measured on this card, one after another. "
     "Memory is what the driver says that the process takes."
+)
+
+
+_KERNELS_NOTE = (
+    "Of preset `realtime`, not captured, as CUPTI traces them: 3 steps of the image and the decoder of images, 3 steps "
+    "of the text, 20 tokens. The sum leaves out what is between kernels."
 )
 
 
@@ -139,7 +161,7 @@ def _convolution(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(row["use_tf32"]),
                 str(row["fuse_conv_bias"]),
                 *(
-                    [row["error"][:80], "–", "–", "–"]
+                    [_cause(row["error"]), "–", "–", "–"]
                     if "error" in row
                     else [
                         f"{row['microseconds']:.0f} µs",
@@ -234,6 +256,67 @@ def _stages(stages: Mapping[str, Sequence[Mapping[str, float]]], bounds: Mapping
     return table(["", *(stage.replace("_", " ") for stage in STAGES)], rows)
 
 
+def _apart(results: Mapping[str, Any], staged: Mapping[str, Any]) -> list[str]:
+    """Of variants whose stages alone were timed: other settings, and torch.compile in three processes."""
+    preset, found = "paper", results["presets"]["paper"]
+    compiled = {
+        stage: median(one[stage] for one in rounds)
+        for name, rounds in staged.items()
+        if name.startswith(COMPILED)
+        for stage in rounds[0]
+    }
+    rows = []
+    if BEST in found["stages"]:
+        own = [median(one[stage] for one in found["stages"][BEST]) for stage in STAGES]
+        rows.append([LABELS[BEST], *(f"{each:.1f}" for each in own), f"{sum(own):.0f}"])
+    for name, rounds in staged.items():
+        if not name.startswith(COMPILED):
+            spent = [median(one[stage] for one in rounds) for stage in STAGES]
+            rows.append([LABELS.get(name, name), *(f"{each:.1f}" for each in spent), f"{sum(spent):.0f}"])
+    sections = [f"## torch.compile and other settings, `{preset}`"]
+    if set(compiled) == set(STAGES):
+        spent = [compiled[stage] for stage in STAGES]
+        rows.append([LABELS[COMPILED], *(f"{each:.1f}" for each in spent), f"{sum(spent):.0f}"])
+        decode = median(one["decode"][BEST] for one in found["rounds"] if BEST in one["decode"])
+        sections.append(
+            f"Milliseconds of stages, each run alone. Compiling takes minutes, so that three processes shared it, and "
+            f"there is no whole decode of it: one stage after another takes {sum(spent):.0f} ms, "
+            f"**{sum(spent) / decode:.2f}** times the {decode:.0f} ms of `cuda`, which runs both flows at once."
+        )
+    if not rows:
+        return []
+    return [*sections, table(["", *(stage.replace("_", " ") for stage in STAGES), "sum"], rows)]
+
+
+def _kernels(stages: Mapping[str, Any]) -> list[str]:
+    sections = []
+    for stage, found in stages.items():
+        total = found["microseconds"]
+        rows = [
+            [f"`{_short(name)}`", str(count), f"{spent / count:.1f}", f"{spent / total:.1%}"]
+            for name, count, spent in found["rows"][:_KERNELS]
+        ]
+        title = f"{stage.replace('_', ' ')}: {found['launches']:,} launches, {total / 1000:.1f} ms"
+        sections += [title, table(["kernel", "launches", "µs each", "of the time"], rows)]
+    return sections
+
+
+def _cause(error: str) -> str:
+    """What ONNX Runtime gives as its reason, without where it came through."""
+    return (error.partition("Status Message: ")[2] or error).partition(": ")[0][:80]
+
+
+def _short(kernel: str) -> str:
+    """Without its arguments and name spaces."""
+    name = (
+        kernel.removeprefix("void ")
+        .replace("onnxruntime::", "")
+        .replace("contrib::", "")
+        .replace("cuda::", "")
+    )
+    return name.partition("(")[0][:90].replace("|", "/").strip(" <,")
+
+
 def _parity(preset: str, variants: Mapping[str, Any]) -> str:
     rows = [
         [
@@ -275,10 +358,10 @@ def main(folder: Path, out: Path, notes: Path | None) -> None:
     for name, page in PAGES.items():
         if not (results := read(folder / f"{name}.json")):
             continue
-        note = notes / f"{name}.md" if notes else None
-        text = note.read_text(encoding="utf-8").strip() if note and note.is_file() else ""
+        if notes is not None and (note := notes / f"{name}.md").is_file():
+            results["notes"] = note.read_text(encoding="utf-8").strip()
         write(out / f"gpu-{name}.json", results)
-        (out / f"gpu-{name}.md").write_text(page(results, text), encoding="utf-8")
+        (out / f"gpu-{name}.md").write_text(page(results), encoding="utf-8")
         click.echo(f"{out / f'gpu-{name}.md'}")
 
 

@@ -30,7 +30,8 @@ def write_reference(path: Path, scans: int = SCANS) -> None:
     size = bundle.graph("autokl_decode").tensor("image").sized(1)[-1]
     _, _, betas = held_out(SUBJECT, scans, size)
     decoded = decode_all(bundle, create_engine("onnxruntime"), betas)
-    np.savez_compressed(path, betas=betas, **{key: np.array(value) for key, value in decoded.items()})
+    arrays: dict[str, Any] = {"betas": betas, **{key: np.array(value) for key, value in decoded.items()}}
+    np.savez_compressed(path, **arrays)
 
 
 def decode_all(bundle: Bundle, engine: Engine, betas: Any) -> dict[str, Any]:

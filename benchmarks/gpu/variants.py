@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -34,8 +34,8 @@ class Variant(ABC):
         """The text flow and its tokens alone, under the contexts of the last decode."""
 
     @abstractmethod
-    def stages(self, preset: str, scan: Scan) -> dict[str, float]:
-        """Milliseconds of each of `STAGES`, each run alone and waited for."""
+    def stages(self, preset: str, scan: Scan, only: Sequence[str] = STAGES) -> dict[str, float]:
+        """Milliseconds of each of these stages, each run alone and waited for."""
 
     @abstractmethod
     def steps(self, preset: str, scan: Scan) -> dict[str, Any]:
@@ -89,29 +89,34 @@ class EngineVariant(Variant):
         programs.picture.start()
         self._load("text", scan)
         programs.text.start()
-        programs.picture.finish()
-        image = self._autokl.read("image")
         programs.text.finish()
-        latents = {flow: session.read("next_latent") for flow, session in self._steps.items()}
-        return Decoded(latents, image, self._write(latents["text"], scan.tokens))
+        latents: dict[Flow, Any] = {"text": self._steps["text"].read("next_latent")}
+        tokens = self._write(latents["text"], scan.tokens)
+        programs.picture.finish()
+        latents["image"] = self._steps["image"].read("next_latent")
+        return Decoded(latents, self._autokl.read("image"), tokens)
 
     def caption(self, preset: str, scan: Scan) -> list[int]:
         self._loop("text", self._programs[preset].text, scan)
         return self._write(self._steps["text"].read("next_latent"), scan.tokens)
 
-    def stages(self, preset: str, scan: Scan) -> dict[str, float]:
+    def stages(self, preset: str, scan: Scan, only: Sequence[str] = STAGES) -> dict[str, float]:
         programs = self._programs[preset]
         for name, context in scan.contexts.items():
             self._context.write(f"{name}_context", context)
         for flow in FLOWS:
             self._load(flow, scan)
-        context = _milliseconds(self._context.run)
-        for program in (programs.picture, programs.text):
-            program.start()
-            program.finish()
-        spent = [context, *programs.picture.milliseconds, *programs.text.milliseconds]
-        tokens = _milliseconds(lambda: self._write(scan.latents["text"], scan.tokens))
-        return dict(zip(STAGES, [*spent, tokens], strict=True))
+        found = {}
+        if "context" in only:
+            found["context"] = _milliseconds(self._context.run)
+        for program, its in ((programs.picture, ("image_loop", "autokl")), (programs.text, ("text_loop",))):
+            if set(its) & set(only):
+                program.start()
+                program.finish()
+                found.update(zip(its, program.milliseconds, strict=True))
+        if "tokens" in only:
+            found["tokens"] = _milliseconds(lambda: self._write(scan.latents["text"], scan.tokens))
+        return {stage: found[stage] for stage in only}
 
     def steps(self, preset: str, scan: Scan) -> dict[str, Any]:
         self._guide(scan)
@@ -171,11 +176,16 @@ class TorchVariant(Variant):
         bundle: Bundle,
         device: str,
         compiler: Callable[[Any], Any] | None = None,
+        compiled: Sequence[str] | None = None,
     ) -> None:
+        """``compiled`` names the graphs that ``compiler`` takes, by default all."""
         import torch
 
         self._torch, self._device, self._bundle = torch, device, bundle
-        self._run = {name: compiler(module) if compiler else module for name, module in modules.items()}
+        self._run = {
+            name: compiler(module) if compiler and (compiled is None or name in compiled) else module
+            for name, module in modules.items()
+        }
         self._dtype = next(modules["unet_context"].parameters()).dtype
         self._slots = modules["optimus_decode"].slots
         self._sizes = modules["optimus_decode"].decoder.sizes
@@ -204,7 +214,7 @@ class TorchVariant(Variant):
         with self._torch.inference_mode():
             return self._write(self._loop(preset, "text", scan), scan.tokens)
 
-    def stages(self, preset: str, scan: Scan) -> dict[str, float]:
+    def stages(self, preset: str, scan: Scan, only: Sequence[str] = STAGES) -> dict[str, float]:
         torch = self._torch
 
         def timed(work: Callable[[], Any]) -> float:
@@ -217,13 +227,16 @@ class TorchVariant(Variant):
 
         with torch.inference_mode():
             latents = {flow: self._on(scan.latents[flow]) for flow in FLOWS}
-            return {
-                "context": timed(lambda: self._guide(scan)),
-                "image_loop": timed(lambda: self._loop(preset, "image", scan)),
-                "autokl": timed(lambda: self._picture(latents["image"])),
-                "text_loop": timed(lambda: self._loop(preset, "text", scan)),
-                "tokens": timed(lambda: self._write(latents["text"], scan.tokens)),
+            if "context" not in only:
+                self._guide(scan)
+            works: dict[str, Callable[[], Any]] = {
+                "context": lambda: self._guide(scan),
+                "image_loop": lambda: self._loop(preset, "image", scan),
+                "autokl": lambda: self._picture(latents["image"]),
+                "text_loop": lambda: self._loop(preset, "text", scan),
+                "tokens": lambda: self._write(latents["text"], scan.tokens),
             }
+            return {stage: timed(works[stage]) for stage in only}
 
     def steps(self, preset: str, scan: Scan) -> dict[str, Any]:
         with self._torch.inference_mode():
@@ -281,6 +294,35 @@ class TorchVariant(Variant):
 
     def _on(self, array: Any) -> Any:
         return self._torch.from_numpy(np.array(array)).to(self._device)
+
+
+class Graphed:
+    """A module whose second call is captured as a CUDA graph and replayed by all others: torch without its host.
+
+    An input that is the object of the call before is not copied again.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._calls = module, 0
+
+    def __call__(self, *given: Any) -> Any:
+        import torch
+
+        self._calls += 1
+        if self._calls == 1:
+            return self._module(*given)
+        if self._calls == 2:
+            self._given, self._fed = [tensor.clone() for tensor in given], list(given)
+            self._graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self._graph):
+                self._results = self._module(*self._given)
+        for place, tensor in enumerate(given):
+            if tensor is not self._fed[place]:
+                self._given[place].copy_(tensor)
+                self._fed[place] = tensor
+        self._graph.replay()
+        return self._results
 
 
 def _milliseconds(work: Callable[[], Any]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +19,9 @@ from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.gpu import filling
 from unibrain_rt.benchmarks.gpu.device import describe, peaks, process_bytes, used_bytes
 from unibrain_rt.benchmarks.gpu.scan import Decoded, Scan
-from unibrain_rt.benchmarks.gpu.variants import EngineVariant, TorchVariant, Variant
+from unibrain_rt.benchmarks.gpu.variants import STAGES, EngineVariant, Graphed, TorchVariant, Variant
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import create_engine
+from unibrain_rt.engines import Engine, Settings, create_engine
 from unibrain_rt.export.config import Architecture
 
 WORKS = ("decode", "caption")
@@ -29,32 +31,58 @@ _WAIT_S = 240
 
 @dataclass(frozen=True)
 class Kind:
-    """How a variant runs. ``flavour``: of the engine's graphs, where it has one of its own."""
+    """How a variant runs.
+
+    ``flavour``: of the engine's graphs, where it has one of its own. ``options`` are the provider's, instead of the
+    engine's, and ``environment`` is set before anything is loaded. ``compiled``: which graphs a compiler of torch
+    takes, by default all; then ``stages`` are what can be timed.
+    """
 
     engine: str = ""
     capture: bool = True
     flavour: bool = True
+    options: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     compiler: str | None = None
+    compiled: tuple[str, ...] | None = None
+    stages: tuple[str, ...] = STAGES
     precision: str = "float16"
 
 
+_FIXED = ("unet_context", "unet_image_step", "unet_text_step", "autokl_decode", "optimus_decode")
+"""Graphs of one shape, whatever the preset."""
 VARIANTS: dict[str, Kind] = {
     "torch fp32": Kind(precision="float32"),
     "torch eager": Kind(),
-    "torch.compile": Kind(compiler="reduce-overhead"),
+    "torch, CUDA graphs": Kind(compiler="graphs", compiled=_FIXED),
+    "torch.compile": Kind(compiler="reduce-overhead", compiled=_FIXED),
+    # In three processes, because one after another they take longer to compile than a machine is there.
+    "torch.compile, image": Kind(
+        compiler="reduce-overhead", compiled=("unet_image_step",), stages=("image_loop",)
+    ),
+    "torch.compile, text": Kind(
+        compiler="reduce-overhead", compiled=("unet_text_step",), stages=("text_loop",)
+    ),
+    "torch.compile, rest": Kind(
+        compiler="reduce-overhead",
+        compiled=("unet_context", "autokl_decode", "optimus_decode"),
+        stages=("autokl", "tokens", "context"),
+    ),
     "cuda": Kind("cuda"),
     "cuda, no graphs": Kind("cuda", capture=False),
     "cuda, plain": Kind("cuda", flavour=False),
     "cuda, plain, no graphs": Kind("cuda", capture=False, flavour=False),
+    "cuda, fuse_conv_bias": Kind("cuda", options=(("fuse_conv_bias", "1"),)),
+    "cuda, flash attention": Kind("cuda", environment=(("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0"),)),
     # The same path on a CPU, to try this benchmark.
     "onnxruntime": Kind("onnxruntime", flavour=False),
-    "torch.compile, dry": Kind(compiler="eager"),
+    "torch.compile, dry": Kind(compiler="eager", compiled=("unet_image_step",), stages=("image_loop",)),
 }
 """By name. ``cuda`` takes the graphs that were made for it; ``plain`` are those that every engine can run."""
 
 
 class Answers:
-    """Answers ``load``, ``prepare``, ``time``, ``stages``, ``decode``, ``steps``, ``peaks`` and ``memory``."""
+    """Answers what its methods are called: ``load`` first, then ``prepare`` for every preset that is used."""
 
     def __init__(self, name: str, packed: Path, filled: Path, device: str, tokens: int) -> None:
         self._kind, self._packed, self._filled = VARIANTS[name], packed, filled
@@ -68,21 +96,32 @@ class Answers:
 
     def _load(self, fills: bool = False) -> dict[str, Any]:
         begun, kind = perf_counter(), self._kind
+        os.environ.update(kind.environment)
         if kind.engine:
             while not filling.is_filled(self._filled):
                 if perf_counter() - begun > _WAIT_S:
                     raise TimeoutError("nobody filled the weights")
                 time.sleep(_LOOK_S)
             begun = perf_counter()
-            engine = create_engine(kind.engine, tell=self._told.append, capture=kind.capture)
+            engine = self._engine()
             if not kind.flavour:
                 engine.flavour = None
             bundle = filling.open_filled(self._filled)
             self._variant = EngineVariant(engine, bundle)
         else:
             bundle, self._variant = self._torch_variant(fills)
-        self._scans = [Scan.random(bundle, self._tokens, seed) for seed in range(4)]
+        slots = int(bundle.graph("optimus_decode").tensor("key_cache").sized(1)[2])
+        self._scans = [Scan.random(bundle, min(self._tokens, slots), seed) for seed in range(4)]
         return {"seconds": perf_counter() - begun, "told": self._told}
+
+    def _engine(self) -> Engine:
+        kind = self._kind
+        if not kind.options:
+            return create_engine(kind.engine, tell=self._told.append, capture=kind.capture)
+        from unibrain_rt.engines.onnxruntime_cuda import CudaEngine
+
+        settings = Settings(tell=self._told.append, capture=kind.capture)
+        return CudaEngine(settings, options=dict(kind.options))
 
     def _torch_variant(self, fills: bool) -> tuple[Bundle, Variant]:
         import torch
@@ -102,17 +141,23 @@ class Answers:
         for module in modules.values():
             module.to(getattr(torch, self._kind.precision if self._device == "cuda" else "float32"))
         compiler = self._kind.compiler
-        compiling = None
-        if compiler is not None:
+        compiling: Callable[[Any], Any] | None = None
+        if compiler == "graphs":
+            compiling = Graphed
+        elif compiler is not None:
             options: dict[str, Any] = {"backend": "eager"} if compiler == "eager" else {"mode": compiler}
             compiling = partial(torch.compile, **options)
-        return bundle, TorchVariant(graph_modules(modules, sizes, slots), bundle, self._device, compiling)
+        graphs = graph_modules(modules, sizes, slots)
+        return bundle, TorchVariant(graphs, bundle, self._device, compiling, self._kind.compiled)
 
     def _prepare(self, preset: str) -> dict[str, Any]:
         """Ready, and run twice: compiled, captured, warm."""
         begun, variant = perf_counter(), self._loaded
         variant.prepare(preset)
         for seed in (1, 2):
+            if self._kind.stages != STAGES:
+                variant.stages(preset, self._scans[seed], self._kind.stages)
+                continue
             variant.decode(preset, self._scans[seed])
             variant.caption(preset, self._scans[seed])
         return {"seconds": perf_counter() - begun, "told": self._told}
@@ -129,9 +174,36 @@ class Answers:
         return {"milliseconds": found}
 
     def _stages(self, preset: str, rounds: int) -> dict[str, Any]:
-        variant, scan = self._loaded, self._scans[0]
-        variant.stages(preset, scan)
-        return {"rounds": [variant.stages(preset, scan) for _ in range(rounds)]}
+        variant, scan, stages = self._loaded, self._scans[0], self._kind.stages
+        variant.stages(preset, scan, stages)
+        return {"rounds": [variant.stages(preset, scan, stages) for _ in range(rounds)]}
+
+    def _kernels(self, preset: str) -> dict[str, Any]:
+        """By stage, every kernel that the device ran, how often and for how long, as CUPTI traces them."""
+        import torch
+
+        variant, scan, found = self._loaded, self._scans[0], {}
+        for stage in ("image_loop", "text_loop", "tokens"):
+            variant.stages(preset, scan, [stage])
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                variant.stages(preset, scan, [stage])
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "trace.json"
+                profile.export_chrome_trace(str(path))
+                events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+            spent: dict[str, tuple[int, float]] = {}
+            for event in events:
+                if event.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy"):
+                    count, total = spent.get(event["name"][:200], (0, 0.0))
+                    spent[event["name"][:200]] = count + 1, total + float(event["dur"])
+            rows = sorted(((name, *one) for name, one in spent.items()), key=lambda row: -row[2])
+            total_us = sum(total for _, total in spent.values())
+            found[stage] = {
+                "microseconds": total_us,
+                "launches": sum(n for n, _ in spent.values()),
+                "rows": rows[:80],
+            }
+        return {"preset": preset, "stages": found}
 
     def _decode(self, preset: str, path: str) -> dict[str, Any]:
         found = self._loaded.decode(preset, self._scans[0])

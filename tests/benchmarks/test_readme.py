@@ -38,6 +38,21 @@ def test_results_become_one_table(tmp_path: Path) -> None:
     assert sum(row.startswith("| ") for row in rows) == 1 + 1 + 4
 
 
+def test_a_gpu_has_a_table_of_its_own(tmp_path: Path) -> None:
+    rounds = [
+        {"decode": {"torch eager": 900.0, "cuda": 300.0}},
+        {"decode": {"torch eager": 1000.0, "cuda": 200.0}},
+        {"decode": {"torch eager": 1300.0, "cuda": 260.0}},
+    ]
+    found = {"presets": {"paper": {"rounds": rounds}}, "device": {"name": "A card"}}
+    (tmp_path / readme.GPU).write_text(json.dumps(found), encoding="utf-8")
+    text = readme.section(tmp_path)
+    assert "| our torch modules, fp16 | 1,000 ms | 1.00 |" in text
+    # The ratio is the median of the rounds', not that of the medians.
+    assert "| **unibrain-rt, engine `cuda`, fp16** | 260 ms | 5.00 |" in text
+    assert "A card, random weights" in text
+
+
 def test_marks_that_are_gone_are_noticed() -> None:
     with pytest.raises(ValueError, match="are not there"):
         readme.replaced("no marks", "new")

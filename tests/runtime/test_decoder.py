@@ -333,7 +333,7 @@ def spoil(tiny: Any, bundle: Path, graph: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("graph", "value", "problem"),
     [
-        ("unet_context", np.nan, "the image loop gave"),
+        ("unet_context", np.nan, "the caption loop gave"),
         ("unet_time", np.nan, "the image loop gave"),
         ("unet_image_step", np.nan, "the image loop gave"),
         ("unet_image_step", np.inf, "the image loop gave"),
