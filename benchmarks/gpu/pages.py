@@ -250,9 +250,11 @@ def _stages(stages: Mapping[str, Sequence[Mapping[str, float]]], bounds: Mapping
         for name, rounds in stages.items()
     ]
     if bounds:
-        rows.append(
-            ["limit", *(f"{bounds[stage]['limit_ms']:.1f} ({bounds[stage]['bound']})" for stage in STAGES)]
-        )
+        limits = {stage: bounds[stage]["limit_ms"] for stage in STAGES}
+        rows.append(["limit", *(f"{limits[stage]:.2f} ({bounds[stage]['bound']})" for stage in STAGES)])
+        if BEST in stages:
+            spent = {stage: median(one[stage] for one in stages[BEST]) for stage in STAGES}
+            rows.append([f"`{BEST}` reaches", *(f"{limits[stage] / spent[stage]:.0%}" for stage in STAGES)])
     return table(["", *(stage.replace("_", " ") for stage in STAGES)], rows)
 
 

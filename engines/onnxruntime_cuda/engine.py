@@ -24,6 +24,8 @@ _SOUND_CAPTURE = (1, 31)
 """The oldest version that is known to keep what a captured graph reads of the host's memory at every replay, for nodes
 such as Split. Older ones, like 1.23, free it: a graph then reads the addresses of the one that was captured after it
 (https://github.com/microsoft/onnxruntime/pull/32121)."""
+_FLAVOURED = (1, 31)
+"""The oldest version whose kernels were seen to run the flavour's operators; older ones take the plain graphs."""
 
 
 def create(settings: Settings) -> Engine:
@@ -64,6 +66,8 @@ class CudaEngine(Engine):
         self._underway = Underway()
         prepare(self._onnxruntime)
         version = str(self._onnxruntime.__version__)
+        if _numbers(version) < _FLAVOURED:
+            self.flavour = None
         if self.graphs and _numbers(version) < _SOUND_CAPTURE:
             self.graphs = False
             oldest = ".".join(map(str, _SOUND_CAPTURE))

@@ -8,7 +8,6 @@ at its own address under an id of its own: nothing is copied between steps.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -88,9 +87,11 @@ class CudaSession(Session):
                 zeros = np.zeros(spec.sized(free), spec.dtype)
                 self._values[spec.name] = on_device(onnxruntime, zeros, self._named(spec.name))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
-        self._native = self._load()
         self._own: dict[int, Launch] = {}
-        self.kernels = self.in_thread(self._count_kernels).result()
+        # Of loads that fail ONNX Runtime leaves the beginning of a profile, too.
+        with tempfile.TemporaryDirectory(prefix="unibrain-rt-") as profiles:
+            self._native = self._load(Path(profiles))
+            self.kernels = self.in_thread(self._count_kernels).result()
 
     def in_thread(self, work: Callable[[], T]) -> Future[T]:
         """Have the session's own thread do it: what was captured can be replayed there alone."""
@@ -173,23 +174,24 @@ class CudaSession(Session):
             self._own[self._turn] = self.prepare(self._turn, {})
         self.launch([self._own[self._turn]])
 
-    def _load(self) -> Any:
+    def _load(self, profiles: Path | None = None) -> Any:
+        """ONNX Runtime's session; ``profiles``: a folder for the profile of its runs until that is ended."""
         if self._graphs:
             try:
-                return self._load_with(graphs=True)
+                return self._load_with(profiles, graphs=True)
             except EngineError as error:
                 why = str(error)
-            native = self._load_with(graphs=False)
+            native = self._load_with(profiles, graphs=False)
             # The file is sound, so it was the capture that was refused.
             self._graphs = False
             self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
             return native
-        return self._load_with(graphs=False)
+        return self._load_with(profiles, graphs=False)
 
-    def _load_with(self, *, graphs: bool) -> Any:
+    def _load_with(self, profiles: Path | None, *, graphs: bool) -> Any:
         name, options = provider(graphs=graphs, half=self._half)
         providers = [(name, {**options, **self._instead})]
-        return load(self._onnxruntime, self.graph, self._options(), providers, reason)
+        return load(self._onnxruntime, self.graph, self._options(profiles), providers, reason)
 
     def _without_graphs(self, why: str) -> None:
         """Begin again: a stream in which a capture broke is of no more use."""
@@ -199,33 +201,29 @@ class CudaSession(Session):
         self._own, self._native = {}, None
         self._native = self._load()
 
-    def _options(self) -> Any:
+    def _options(self, profiles: Path | None) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = LOG_NOTHING
         # The host has little to do, and other sessions' threads need the cores to launch.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        folder = Path(tempfile.gettempdir())
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / f"unibrain-rt-{os.getpid()}-{self.graph.name}-{id(self)}")
+        if profiles is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profiles / "profile")
         return options
 
     def _count_kernels(self) -> Counter[str]:
         """Run once, profiled and not captured. Later runs are not profiled."""
         options = self._run_options(_NOT_CAPTURED, wait=True)
-        profile = None
         try:
-            try:
-                with reported(f"graph {self.graph.name}"):
-                    self._native.run_with_iobinding(self._binding(0, {}), options)
-            finally:
-                profile = Path(self._native.end_profiling())
+            with reported(f"graph {self.graph.name}"):
+                self._native.run_with_iobinding(self._binding(0, {}), options)
+        finally:
+            profile = Path(self._native.end_profiling())
+        try:
             return kernels_in(profile)
         except (OSError, ValueError) as error:
             problem = f"onnxruntime's profile of it cannot be read ({error})"
             raise EngineError(f"graph {self.graph.name}: {problem}") from error
-        finally:
-            if profile is not None:
-                profile.unlink(missing_ok=True)
 
     def _bind(self, turn: int, instead: Mapping[str, Any]) -> Launch:
         number = str(next(self._ids)) if self._graphs else _NOT_CAPTURED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 import threading
 from concurrent.futures import wait
 from functools import partial
@@ -272,6 +273,22 @@ def test_programs_run_beside_each_other(capturing: Any, tmp_path: Path) -> None:
             np.testing.assert_array_equal(session.read("next_x"), walked(6)[0])
 
 
+@pytest.mark.parametrize("refuses", [None, "loading", "capturing"])
+def test_nothing_is_profiled_but_the_first_run(
+    make_device: Any, refuses: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a profile left behind, also of a session that was loaded anew."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    session = make_device(refuses).engine.open(hand.walk(tmp_path))
+    for _ in range(3):
+        load(session)
+        session.run()
+    assert session._options(None).enable_profiling is False
+    del session
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 @pytest.mark.parametrize("refuses", ["loading", "capturing"])
 def test_a_refused_capture_is_told_in_one_line(make_device: Any, refuses: str, tmp_path: Path) -> None:
     device = make_device(refuses)
@@ -309,6 +326,8 @@ def test_an_older_version_is_not_captured(tmp_path: Path) -> None:
     assert {kind for _, kind, _, _ in library.runs} == {"run"}
     assert {options["enable_cuda_graph"] for options in library.options} == {"0"}
     assert engine.describe()["graphs"] == "none"
+    assert engine.flavour is None, "whose operators were tried with newer ones alone"
+    assert CudaEngine(Settings(), onnxruntime=standin.Library(version="1.31.1")).flavour == "cuda"
     for version, capture in (("1.23.2", False), ("1.31.0", True), ("1.32", True), ("2.0.0+cu14", True)):
         told.clear()
         CudaEngine(Settings(tell=told.append, capture=capture), onnxruntime=standin.Library(version=version))
