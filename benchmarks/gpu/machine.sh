@@ -9,8 +9,8 @@ set -eu
 [ $# -ge 2 ] || { echo "usage: $0 CARRIED COMMAND..." >&2; exit 2; }
 carried=$1
 shift
-pack=/tmp/unibrain-rt-pack
-laid=/tmp/unibrain-rt-laid
+pack=${TMPDIR:-/tmp}/unibrain-rt-pack
+laid=${TMPDIR:-/tmp}/unibrain-rt-laid
 if [ ! -e "$pack" ]; then
     mkdir -p "$pack.part"
     tar xJf "$carried" -C "$pack.part"

@@ -50,11 +50,9 @@ def unpack_pruned(wheel: Path, folder: Path, architecture: int) -> None:
 
 
 def _without_code(library: Path, architecture: int) -> bytes:
-    import zstandard
-
     data = bytearray(library.read_bytes())
     place, size = _code(library)
-    end, unpack = place + size, zstandard.ZstdDecompressor()
+    end = place + size
     while place < end:
         if struct.unpack_from("<I", data, place)[0] != _FATBIN:
             place += 8  # padding between containers
@@ -67,7 +65,7 @@ def _without_code(library: Path, architecture: int) -> bytes:
             (built_for,) = struct.unpack_from("<I", data, entry + 28)
             start = entry + own_header
             code = bytes(data[start : start + (compressed or payload)])
-            if built_for != architecture or _unused(code, unpack):
+            if built_for != architecture or _unused(code):
                 data[start : start + payload] = bytes(payload)
             entry = start + payload
         place = stop
@@ -83,12 +81,13 @@ def _code(library: Path) -> tuple[int, int]:
     return int(found[1], 16), int(found[2], 16)
 
 
-def _unused(code: bytes, unpack: object) -> bool:
+def _unused(code: bytes) -> bool:
     """Whether most kernels in a piece of machine code are of the families that no graph of ours calls."""
     import zstandard
 
     try:
-        names = set(_SYMBOL.findall(unpack.decompress(code, max_output_size=_LARGEST)))  # type: ignore[attr-defined]
+        unpacked = zstandard.ZstdDecompressor().decompress(code, max_output_size=_LARGEST)
     except zstandard.ZstdError:  # not compressed: small, and kept
         return False
+    names = set(_SYMBOL.findall(unpacked))
     return sum(bool(_DROPPED.search(name)) for name in names) > len(names) / 2
