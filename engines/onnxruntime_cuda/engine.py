@@ -40,7 +40,7 @@ class CudaEngine(Engine):
     """
 
     name = NAME
-    flavour = "cuda"
+    flavour: str | None = "cuda"
     concurrent = True
     on_device = True
 
