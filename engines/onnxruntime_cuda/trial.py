@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from unibrain_rt.engines.onnx_file import writing
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING
 from unibrain_rt.engines.onnxruntime_cuda.device import (
     FULL,
@@ -20,7 +21,6 @@ from unibrain_rt.engines.onnxruntime_cuda.device import (
     reason,
 )
 
-_FLOAT32 = 1
 _LIBRARIES = 'run: pip install --upgrade "onnxruntime-gpu[cuda,cudnn]"'
 
 
@@ -73,37 +73,5 @@ def _advice(why: str) -> str:
 def convolution(image: tuple[int, ...], weights: tuple[int, ...]) -> bytes:
     """An ONNX model in fp32: the exponential of ``image`` (N, C, H, W) convolved with ``weights`` (M, C, h, w)."""
     result = (image[0], weights[0], image[2] - weights[2] + 1, image[3] - weights[3] + 1)
-    nodes = [_node("Conv", ["image", "weights"], "folded"), _node("Exp", ["folded"], "result")]
-    tensors = [_tensor(11, "image", image), _tensor(11, "weights", weights), _tensor(12, "result", result)]
-    graph = b"".join([*nodes, _field(2, b"trial"), *tensors])
-    ir_version, opset = _number(1, 8), _field(8, _field(1, b"") + _number(2, 17))
-    return ir_version + _field(7, graph) + opset
-
-
-def _node(operator: str, inputs: list[str], output: str) -> bytes:
-    names = b"".join(_field(1, name.encode()) for name in inputs)
-    return _field(1, names + _field(2, output.encode()) + _field(4, operator.encode()))
-
-
-def _tensor(number: int, name: str, sizes: tuple[int, ...]) -> bytes:
-    shape = b"".join(_field(1, _number(1, size)) for size in sizes)
-    return _field(
-        number, _field(1, name.encode()) + _field(2, _field(1, _number(1, _FLOAT32) + _field(2, shape)))
-    )
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """Of a protobuf message: a text, or another message."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _number(number: int, value: int) -> bytes:
-    return bytes([number << 3]) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*found, value])
+    nodes = [writing.node("Conv", ["image", "weights"], "folded"), writing.node("Exp", ["folded"], "result")]
+    return writing.model("trial", nodes, {"image": image, "weights": weights}, {"result": result})
