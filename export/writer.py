@@ -18,6 +18,7 @@ from unibrain_rt.export import checkpoint as checkpoints
 from unibrain_rt.export import graphs
 from unibrain_rt.export.bundle_folder import check_free, new_folder, write_manifest
 from unibrain_rt.export.checkpoint import Checkpoint
+from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.graph_folder import GRAPHS, GraphFolder
 from unibrain_rt.export.graphs import Graph
 from unibrain_rt.export.onnx_export import trace
@@ -73,6 +74,12 @@ def write_bundle(
         write_manifest(partial, manifest)
 
 
+def caption_slots(sizes: Architecture) -> int:
+    """How many tokens a caption's cache holds."""
+    # The latent takes the first position.
+    return min(CAPTION_TOKENS, int(sizes.optimus.decoder["n_positions"]) - 1)
+
+
 def _export_graphs(
     checkpoint: Checkpoint, folder: Path, precision: Precision, report: Report | None
 ) -> dict[str, dict[str, Any]]:
@@ -113,15 +120,13 @@ def _graph_makers(checkpoint: Checkpoint) -> dict[str, Callable[[], Graph]]:
     }
     if checkpoint.has_captions:
         longest_in = int(sizes.optimus.encoder["max_position_embeddings"])
-        longest_out = int(sizes.optimus.decoder["n_positions"])
         makers["optimus_encode"] = lambda: graphs.optimus_encode(
             load(checkpoints.load_optimus_encoder), min(ENCODED_TOKENS, longest_in)
         )
         makers["optimus_decode"] = lambda: graphs.optimus_decode(
             load(checkpoints.load_optimus_decoder),
             sizes.optimus.latent_size,
-            # The latent takes the first position.
-            min(CAPTION_TOKENS, longest_out - 1),
+            caption_slots(sizes),
         )
     return makers
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks.gpu.parts import write
 from unibrain_rt.benchmarks.gpu.scan import distance
+from unibrain_rt.engines.onnxruntime_cuda.device import on_device, prepare, provider
 
 BATCH, CHANNELS, SIDE = 2, 320, 64
 IN_A_ROW, RUNS = 40, 10
@@ -53,28 +54,16 @@ def _one(
 ) -> dict[str, Any]:
     import onnxruntime
 
-    onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    provider = {
-        "use_tf32": str(tf32),
-        "fuse_conv_bias": str(fused),
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "arena_extend_strategy": "kSameAsRequested",
-    }
+    prepare(onnxruntime)
     last = operator == "NhwcConv"
     given = np.ascontiguousarray(image.transpose(0, 2, 3, 1)) if last else image
     session = onnxruntime.InferenceSession(
         _model(operator, given, weights.transpose(0, 2, 3, 1) if last else weights, bias),
-        sess_options=options,
-        providers=[("CUDAExecutionProvider", provider)],
+        providers=[provider(graphs=False, half=bool(tf32), fuse_conv_bias=bool(fused))],
         enable_fallback=0,
     )
     binding = session.io_binding()
-    values = [
-        onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
-        for array in (given, np.full_like(given, 7))
-    ]
+    values = [on_device(onnxruntime, array, "a value") for array in (given, np.full_like(given, 7))]
     binding.bind_ortvalue_input("x", values[0])
     binding.bind_ortvalue_output("y", values[1])
     quick = onnxruntime.RunOptions()

@@ -7,6 +7,8 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
+from unibrain_rt.platform_facts import nvidia_driver
+
 _SIDE, _COPY_BYTES, _REPEATS = 8192, 2**31, 10
 _DRY_SIDE, _DRY_COPY_BYTES = 512, 2**24
 
@@ -21,12 +23,7 @@ def describe(device: str) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
     found |= {"name": properties.name, "memory_bytes": properties.total_memory}
     found |= {"multiprocessors": properties.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
-    with suppress(Exception):  # a report is worth more than its driver's version
-        import pynvml
-
-        pynvml.nvmlInit()
-        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
-    return found
+    return found | {"driver": nvidia_driver()}
 
 
 def peaks(device: str) -> dict[str, float]:
@@ -59,21 +56,24 @@ def peaks(device: str) -> dict[str, float]:
 def used_bytes() -> int | None:
     """Memory in use on the device, by everybody; None where no driver tells."""
     with suppress(Exception):  # not installed, or no device
-        import pynvml
-
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+        nvml, handle = _nvml()
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
     return None
 
 
 def process_bytes(pid: int) -> int | None:
     """What one process takes of the device; None where the driver does not tell."""
     with suppress(Exception):
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+        nvml, handle = _nvml()
+        for one in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
             if one.pid == pid and one.usedGpuMemory:
                 return int(one.usedGpuMemory)
     return None
+
+
+def _nvml() -> tuple[Any, Any]:
+    """NVIDIA's management library, and its handle of the device."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)

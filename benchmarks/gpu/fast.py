@@ -2,8 +2,8 @@
 
 ``python -m unibrain_rt.benchmarks.gpu.fast --pack PACK --out OUT``.
 
-All variants load at the same time, each in a process of its own; those that are ready are measured, and again when more
-are. Every result is written as soon as it is known.
+All variants load at the same time, each in a process of its own. Whole decodes are measured when all that have them are
+ready; then stages of the others, one variant as soon as it is. Every result is written as soon as it is known.
 """
 
 from __future__ import annotations
@@ -44,24 +44,34 @@ _LOOK_S = 0.5
 
 
 class Loading:
-    """A variant's process, which gets ready in a thread of its own; ``ready`` when a preset can be measured."""
+    """A variant's process, which gets ready in a thread of its own; ``ready`` while a preset can be measured."""
 
     def __init__(self, name: str, worker: WorkerProcess) -> None:
         self.name, self.worker = name, worker
         self.record: dict[str, Any] = {}
-        self.ready, self.failed = False, False
-        self._thread = Thread(target=self._get_ready, daemon=True)
-        self._thread.start()
+        self.ready = False
+        Thread(target=self._get_ready, daemon=True).start()
+
+    @property
+    def failed(self) -> bool:
+        return "error" in self.record
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """The worker's answer; an empty one where it failed, which the record then tells of."""
+        try:
+            return self.worker.ask(command, **arguments)
+        except WorkerError as error:
+            self.ready, self.record["error"] = False, str(error)[-1500:]
+            return {}
 
     def _get_ready(self) -> None:
         try:
-            self.record["load"] = self.worker.ask("load", **({"fills": True} if self.name == FILLER else {}))
+            self.record["load"] = self.worker.ask("load", fills=self.name == FILLER)
             self.record["prepare"] = self.worker.ask("prepare", preset=PRESETS[0])
             self.record["memory"] = self.worker.ask("memory")
             self.ready = True
         except Exception as error:  # also of a pipe that was closed because time was up
             self.record["error"] = str(error)[-1500:]
-            self.failed = True
 
 
 class Run:
@@ -82,57 +92,40 @@ class Run:
         click.echo(f"[{perf_counter() - self._begun:5.0f} s] {line}")
 
 
-def measure_preset(run: Run, ready: Sequence[Loading], preset: str, rounds: int) -> None:
+def measure_preset(run: Run, variants: Sequence[Loading], preset: str, rounds: int) -> None:
     """Interleaved rounds of the variants that are ready, then their stages, one variant after another."""
     found = run.results["presets"].setdefault(preset, {"rounds": [], "stages": {}})
-    alive = list(ready)
-    for one in list(alive):
-        if preset != PRESETS[0] and preset not in one.record.setdefault("presets", []):
-            alive = _do(run, alive, one, "prepare", preset=preset)
-            one.record["presets"].append(preset)
+    if preset != PRESETS[0]:
+        for one in _ready(variants):
+            one.ask("prepare", preset=preset)
     for number in range(rounds):
         if run.left_s < 10:
             run.say(f"{preset}: no time for more than {number} rounds")
             break
         measured: dict[str, dict[str, float]] = {work: {} for work in WORKS}
-        for one in list(alive) if number % 2 == 0 else list(alive)[::-1]:
-            try:
-                times = one.worker.ask("time", preset=preset)["milliseconds"]
-            except WorkerError as error:
-                one.record["error"], one.failed = str(error)[-1500:], True
-                alive.remove(one)
-                continue
-            for work in WORKS:
-                measured[work][one.name] = times[work]
+        for one in _ready(variants)[:: 1 if number % 2 == 0 else -1]:
+            for work, spent in one.ask("time", preset=preset).get("milliseconds", {}).items():
+                measured[work][one.name] = spent
         found["rounds"].append(measured)
         run.save()
-    for one in alive:
-        if run.left_s > 5:
-            try:
-                found["stages"][one.name] = one.worker.ask("stages", preset=preset, rounds=3)["rounds"]
-            except WorkerError as error:
-                one.record["error"], one.failed = str(error)[-1500:], True
+    for one in _ready(variants):
+        if run.left_s > 5 and (stages := one.ask("stages", preset=preset, rounds=3)):
+            found["stages"][one.name] = stages["rounds"]
             run.save()
-    for one in alive:
-        times = [entry["decode"][one.name] for entry in found["rounds"] if one.name in entry["decode"]]
-        captions = [entry["caption"][one.name] for entry in found["rounds"] if one.name in entry["caption"]]
-        if times:
-            stages = {
-                stage: round(median(entry[stage] for entry in found["stages"][one.name]), 2)
-                for stage in found["stages"].get(one.name, [{}])[0]
-            }
-            spent = f"decode {median(times):.1f} ms, caption {median(captions):.1f} ms"
-            run.say(f"{preset} {one.name}: {spent} {stages}")
+    for one in _ready(variants):
+        works = {work: [entry[work][one.name] for entry in found["rounds"]] for work in WORKS}
+        if works["decode"]:
+            spent = ", ".join(f"{work} {median(times):.1f} ms" for work, times in works.items())
+            run.say(f"{preset} {one.name}: {spent} {_medians(found['stages'].get(one.name, []))}")
 
 
-def _do(run: Run, alive: list[Loading], one: Loading, command: str, **arguments: Any) -> list[Loading]:
-    try:
-        one.record[f"{command} {arguments.get('preset', '')}"] = one.worker.ask(command, **arguments)
-    except WorkerError as error:
-        one.record["error"], one.failed = str(error)[-1500:], True
-        run.say(f"{one.name}: {one.record['error'][-300:]}")
-        return [other for other in alive if other is not one]
-    return alive
+def _ready(variants: Sequence[Loading]) -> list[Loading]:
+    return [one for one in variants if one.ready]
+
+
+def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    stages = rounds[0] if rounds else {}
+    return {stage: round(median(one[stage] for one in rounds), 2) for stage in stages}
 
 
 def bounds(bundle: Bundle, preset: str, peaks: dict[str, float]) -> dict[str, Any]:
@@ -220,33 +213,27 @@ def _measure(run: Run, loading: list[Loading], folder: Path, rounds: int, out: P
                 f"{one.record.get('load', {}).get('told', [])[:2]}"
             )
         run.save()
-        return [one for one in wanted if one.ready and not one.failed]
+        return _ready(wanted)
 
     compiled = [one.name for one in loading if VARIANTS[one.name].stages != STAGES]
     settings = [one.name for one in loading if VARIANTS[one.name].options or VARIANTS[one.name].environment]
-    whole = [one.name for one in loading if one.name not in (*compiled, *settings)]
-    ready = wait(whole, 150)
-    eager = next((one for one in ready if one.name == FILLER), None)
-    if eager is not None:
-        run.results |= eager.worker.ask("peaks")
-        bundle = filling.open_filled(folder)
-        run.results["bounds"] = {preset: bounds(bundle, preset, run.results["peaks"]) for preset in PRESETS}
-        run.say(f"{run.results['device']['name']}: {run.results['peaks']}")
+    whole = wait([one.name for one in loading if one.name not in (*compiled, *settings)], 150)
     run.results["tokens"] = TOKENS
-    run.save()
-    measured = []
+    for one in whole:
+        if one.name == FILLER and (rates := one.ask("peaks")):
+            run.results |= rates
+            run.say(f"{run.results['device']['name']}: {run.results['peaks']}")
+            bundle = filling.open_filled(folder)
+            run.results["bounds"] = {preset: bounds(bundle, preset, rates["peaks"]) for preset in PRESETS}
+    last = PRESETS[0]
     for preset in PRESETS:
         if run.left_s > 40:
-            measure_preset(run, [one for one in ready if not one.failed], preset, rounds)
-            measured.append(preset)
-    _compare(run, [one for one in ready if not one.failed], measured[-1], out)
-    for one in ready:
-        if one.name == STAGED and not one.failed and run.left_s > 60:
-            run.results["kernels"] = {}
-            if _do(run, [one], one, "kernels", preset=PRESETS[2]):
-                run.results["kernels"] = one.record.pop(f"kernels {PRESETS[2]}")
-                for stage, found in run.results["kernels"]["stages"].items():
-                    run.say(f"kernels of {stage}: {found['launches']} in {found['microseconds']:.0f} µs")
+            measure_preset(run, whole, preset, rounds)
+            last = preset
+    _compare(run, whole, last, out)
+    for one in _ready(whole):
+        if one.name == STAGED and run.left_s > 60:
+            run.results["kernels"] = one.ask("kernels", preset=last)
             run.save()
     for name in (*settings, *compiled):
         for one in wait([name], 12):
@@ -255,30 +242,27 @@ def _measure(run: Run, loading: list[Loading], folder: Path, rounds: int, out: P
 
 def measure_stages(run: Run, one: Loading, preset: str, rounds: int) -> None:
     """Of a variant that has no whole decode, or none that is of interest."""
-    if not _do(run, [one], one, "stages", preset=preset, rounds=rounds):
-        return
-    found = one.record.pop(f"stages {preset}")["rounds"]
-    run.results.setdefault("stages", {})[one.name] = found
-    run.save()
-    spent = {stage: round(median(entry[stage] for entry in found), 2) for stage in found[0]}
-    run.say(f"{preset} {one.name}: {spent}")
+    if found := one.ask("stages", preset=preset, rounds=rounds):
+        run.results.setdefault("stages", {})[one.name] = found["rounds"]
+        run.save()
+        run.say(f"{preset} {one.name}: {_medians(found['rounds'])}")
 
 
-def _compare(run: Run, ready: Sequence[Loading], preset: str, out: Path) -> None:
+def _compare(run: Run, variants: Sequence[Loading], preset: str, out: Path) -> None:
     """How far each variant's decode is from torch's; the fewer steps, the less a small difference grows."""
-    decoded = {}
-    for one in ready:
+    decoded, path = {}, out / "decoded.npz"
+    for one in _ready(variants):
         if run.left_s > 3:
-            path = out / "decoded.npz"
-            if not _do(run, [one], one, "decode", preset=preset, path=str(path)):
-                continue
+            one.ask("decode", preset=preset, path=str(path))
+        if path.exists():
             decoded[one.name] = load_decoded(path)
             path.unlink()
-    run.results["parity"] = {"preset": preset, "variants": {}}
-    for name, found in decoded.items():
-        if REFERENCE in decoded:
-            run.results["parity"]["variants"][name] = compare(found, decoded[REFERENCE])
-            run.say(f"{preset} {name} against {REFERENCE}: {run.results['parity']['variants'][name]}")
+    parity = {
+        name: compare(found, decoded[REFERENCE]) for name, found in decoded.items() if REFERENCE in decoded
+    }
+    run.results["parity"] = {"preset": preset, "variants": parity}
+    for name, found in parity.items():
+        run.say(f"{preset} {name} against {REFERENCE}: {found}")
     run.save()
 
 

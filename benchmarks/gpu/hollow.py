@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 
-from unibrain_rt.benchmarks.gpu.modules import MODULES
+from unibrain_rt.benchmarks.gpu.modules import built
 from unibrain_rt.export import graphs
 from unibrain_rt.export.config import Architecture
 from unibrain_rt.export.graphs import Graph
 from unibrain_rt.export.onnx_export import trace
-from unibrain_rt.export.writer import CAPTION_TOKENS
+from unibrain_rt.export.writer import caption_slots
 
+Tags = dict[float, tuple[str, tuple[int, ...]]]
+"""By tag, the name and the shape of a parameter."""
 _FIRST_TAG = 4_000_000
 """Tags are whole numbers from here on: exact in fp32, and nothing that a graph computes with."""
 _LARGE = 60_000
@@ -87,23 +88,20 @@ class HollowFile:
         return {"bytes": self.size, "tensors": [asdict(one) for one in self.places.values()]}
 
 
-def decode_graphs(sizes: Architecture) -> Iterator[tuple[Graph, dict[float, tuple[str, tuple[int, ...]]]]]:
+def decode_graphs(sizes: Architecture) -> Iterator[tuple[Graph, Tags]]:
     """Every graph of a decode, and by tag the name and shape of each parameter of its modules."""
-    tags: dict[float, tuple[str, tuple[int, ...]]] = {}
+    tags: Tags = {}
     unet = _tagged("unet", sizes, tags)
     yield graphs.unet_context(unet, sizes), tags
     yield graphs.unet_time(unet), tags
     yield graphs.unet_step(unet, sizes, "image"), tags
     yield graphs.unet_step(unet, sizes, "text"), tags
     yield graphs.autokl_decode(_tagged("autokl", sizes, tags), sizes), tags
-    slots = min(CAPTION_TOKENS, int(sizes.optimus.decoder["n_positions"]) - 1)
     optimus = _tagged("optimus", sizes, tags)
-    yield graphs.optimus_decode(optimus, sizes.optimus.latent_size, slots), tags
+    yield graphs.optimus_decode(optimus, sizes.optimus.latent_size, caption_slots(sizes)), tags
 
 
-def hollow(
-    graph: Graph, tags: Mapping[float, tuple[str, tuple[int, ...]]]
-) -> tuple[ir.Model, dict[str, Part]]:
+def hollow(graph: Graph, tags: Tags) -> tuple[ir.Model, dict[str, Part]]:
     """The graph in fp32 as an export traces it, and which part of which parameter its initializers are.
 
     Raises ValueError: an initializer was computed of parameters, and is not one.
@@ -178,17 +176,15 @@ def _terms(name: str, parts: Mapping[str, Part]) -> tuple[Term, ...] | None:
     return None if one is None or two is None else one + two
 
 
-def _tagged(name: str, sizes: Architecture, tags: dict[float, tuple[str, tuple[int, ...]]]) -> Any:
+def _tagged(name: str, sizes: Architecture, tags: Tags) -> Any:
     """A module whose parameters are their tags, which are added to ``tags``; its buffers are real."""
-    with init_empty_weights(include_buffers=False):
-        module = MODULES[name](sizes)
-    for key, parameter in list(module.named_parameters()):
-        tag = float(_FIRST_TAG + len(tags))
-        tags[tag] = (f"{name}.{key}", tuple(parameter.shape))
-        owner, _, leaf = key.rpartition(".")
-        view = torch.full((), tag).expand(parameter.shape)
-        module.get_submodule(owner)._parameters[leaf] = nn.Parameter(view, requires_grad=False)
-    return module.eval()
+
+    def tag(key: str, _: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+        number = float(_FIRST_TAG + len(tags))
+        tags[number] = (f"{name}.{key}", shape)
+        return torch.full((), number).expand(shape)
+
+    return built(name, sizes, tag)
 
 
 def _part(value: ir.Value, parameter: str, whole: tuple[int, ...]) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,22 +28,28 @@ _SPREAD = 0.05
 """Of biases and of norms' scales: enough that one which is forgotten, or added twice, shows."""
 
 
+def built(
+    name: str, sizes: Architecture, made: Callable[[str, nn.Module, tuple[int, ...]], Tensor]
+) -> nn.Module:
+    """A module of `MODULES` that never had other parameters than ``made`` gives of their keys, owners and shapes."""
+    with init_empty_weights(include_buffers=False):
+        module = MODULES[name](sizes)
+    for key, parameter in list(module.named_parameters()):
+        path, _, leaf = key.rpartition(".")
+        owner = module.get_submodule(path)
+        new = made(key, owner, tuple(parameter.shape))
+        owner._parameters[leaf] = nn.Parameter(new, requires_grad=False)
+    return module.eval()
+
+
 def random_modules(sizes: Architecture, device: str) -> dict[str, nn.Module]:
     """Every module of `MODULES` in half precision, drawn so that activations stay sane.
 
     Norms scale by about 1, biases are about 0, everything else is N(0, 1 / fan-in).
     """
     generator = torch.Generator(device).manual_seed(_SEED)
-    modules = {}
-    for name, build in MODULES.items():
-        with init_empty_weights(include_buffers=False):
-            module = build(sizes)
-        for key, parameter in list(module.named_parameters()):
-            owner, _, leaf = key.rpartition(".")
-            drawn = _drawn(key, module.get_submodule(owner), tuple(parameter.shape), generator)
-            module.get_submodule(owner)._parameters[leaf] = nn.Parameter(drawn, requires_grad=False)
-        modules[name] = module.to(device).eval()
-    return modules
+    draw = partial(_drawn, generator)
+    return {name: built(name, sizes, draw).to(device) for name in MODULES}
 
 
 def graph_modules(modules: Mapping[str, nn.Module], sizes: Architecture, slots: int) -> dict[str, nn.Module]:
@@ -60,12 +67,11 @@ def graph_modules(modules: Mapping[str, nn.Module], sizes: Architecture, slots: 
     }
 
 
-def _drawn(key: str, owner: nn.Module, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _drawn(generator: torch.Generator, key: str, owner: nn.Module, shape: tuple[int, ...]) -> Tensor:
     noise = torch.randn(shape, generator=generator, device=generator.device)
-    norm = "Norm" in type(owner).__name__
     if key.endswith(".bias"):
         return (_SPREAD * noise).half()
-    if norm:
+    if "Norm" in type(owner).__name__:
         return (1 + _SPREAD * noise).half()
     # GPT-2 keeps its weights as (in, out).
     fan_in = shape[0] if type(owner).__name__ == "Conv1D" else math.prod(shape[1:])

@@ -98,10 +98,7 @@ class Answers:
         begun, kind = perf_counter(), self._kind
         os.environ.update(kind.environment)
         if kind.engine:
-            while not filling.is_filled(self._filled):
-                if perf_counter() - begun > _WAIT_S:
-                    raise TimeoutError("nobody filled the weights")
-                time.sleep(_LOOK_S)
+            self._wait()
             begun = perf_counter()
             engine = self._engine()
             if not kind.flavour:
@@ -110,9 +107,16 @@ class Answers:
             self._variant = EngineVariant(engine, bundle)
         else:
             bundle, self._variant = self._torch_variant(fills)
-        slots = int(bundle.graph("optimus_decode").tensor("key_cache").sized(1)[2])
-        self._scans = [Scan.random(bundle, min(self._tokens, slots), seed) for seed in range(4)]
+        self._scans = [Scan.random(bundle, min(self._tokens, _slots(bundle)), seed) for seed in range(4)]
         return {"seconds": perf_counter() - begun, "told": self._told}
+
+    def _wait(self) -> None:
+        """Until the weights are drawn, which another process may do."""
+        begun = perf_counter()
+        while not filling.is_filled(self._filled):
+            if perf_counter() - begun > _WAIT_S:
+                raise TimeoutError("nobody filled the weights")
+            time.sleep(_LOOK_S)
 
     def _engine(self) -> Engine:
         kind = self._kind
@@ -134,10 +138,8 @@ class Answers:
         modules = random_modules(sizes, self._device)
         if fills:
             filling.fill(self._packed, self._filled, modules)
-        while not filling.is_filled(self._filled):
-            time.sleep(_LOOK_S)
+        self._wait()
         bundle = filling.open_filled(self._filled)
-        slots = int(bundle.graph("optimus_decode").tensor("key_cache").sized(1)[2])
         for module in modules.values():
             module.to(getattr(torch, self._kind.precision if self._device == "cuda" else "float32"))
         compiler = self._kind.compiler
@@ -147,7 +149,7 @@ class Answers:
         elif compiler is not None:
             options: dict[str, Any] = {"backend": "eager"} if compiler == "eager" else {"mode": compiler}
             compiling = partial(torch.compile, **options)
-        graphs = graph_modules(modules, sizes, slots)
+        graphs = graph_modules(modules, sizes, _slots(bundle))
         return bundle, TorchVariant(graphs, bundle, self._device, compiling, self._kind.compiled)
 
     def _prepare(self, preset: str) -> dict[str, Any]:
@@ -239,6 +241,11 @@ def load_decoded(path: Path) -> Decoded:
     with np.load(path, allow_pickle=False) as saved:
         latents: Any = {flow: saved[f"{flow}_latent"] for flow in ("image", "text")}
         return Decoded(latents, saved["image"], [int(token) for token in saved["tokens"]])
+
+
+def _slots(bundle: Bundle) -> int:
+    """Tokens that the cache of the caption's graph holds."""
+    return int(bundle.graph("optimus_decode").tensor("key_cache").sized(1)[2])
 
 
 def _make(fields: dict[str, Any]) -> Answers:

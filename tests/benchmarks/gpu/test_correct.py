@@ -66,7 +66,7 @@ def test_without_a_gpu_it_is_one_line(pack: Path, tmp_path: Path) -> None:
 
 
 def _page(folder: Path) -> str:
-    from unibrain_rt.benchmarks.gpu.pages import correct_page
+    from unibrain_rt.benchmarks.gpu.correct_page import correct_page
     from unibrain_rt.benchmarks.gpu.parts import read
 
     return correct_page({"phantom": read(folder / "phantom.json")})

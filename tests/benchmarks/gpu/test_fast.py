@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from unibrain_rt.benchmarks.gpu.fast import PRESETS, main
-from unibrain_rt.benchmarks.gpu.pages import fast_page
+from unibrain_rt.benchmarks.gpu.fast_page import fast_page
 from unibrain_rt.benchmarks.gpu.scan import FLOWS, Decoded, compare
 from unibrain_rt.benchmarks.gpu.variants import STAGES
 from unibrain_rt.benchmarks.gpu.worker import WORKS
