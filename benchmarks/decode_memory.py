@@ -17,8 +17,8 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.made_up_subject import MadeUpSubject
+from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.memory import PeakMemory
-from unibrain_rt.benchmarks.tables import machine_line, table
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.graph_size import decode_memory
 from unibrain_rt.stages import decode_graphs

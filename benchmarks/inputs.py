@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.export.config import Architecture
+from unibrain_rt.export.bundles.architecture import Architecture
 from unibrain_rt.presets import PRESETS, Preset
 from unibrain_rt.samplers import Schedule, seeded_noise
 

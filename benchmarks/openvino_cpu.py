@@ -22,8 +22,8 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import FLOWS, Flow
+from unibrain_rt.benchmarks.markdown import flow_section, machine_line, table
 from unibrain_rt.benchmarks.peers.rounds import measure_flow
-from unibrain_rt.benchmarks.tables import flow_section, machine_line, table
 from unibrain_rt.engines import create_engine
 from unibrain_rt.engines.host import usable_cores
 
@@ -41,9 +41,9 @@ def ceiling(rounds: int) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from unibrain_rt.export.config import Architecture
-    from unibrain_rt.export.graphs import unet_step
-    from unibrain_rt.export.models.unet import FourFlowUNet
+    from unibrain_rt.export.bundles.architecture import Architecture
+    from unibrain_rt.export.bundles.graphs import unet_step
+    from unibrain_rt.export.bundles.models.unet import FourFlowUNet
 
     architecture, flops = Architecture(), {}
     with torch.device("meta"):

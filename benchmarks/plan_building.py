@@ -20,8 +20,8 @@ from typing import Any
 import click
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.memory import PeakMemory
-from unibrain_rt.benchmarks.tables import machine_line, table
 from unibrain_rt.bundle import Bundle
 
 _COMPILES = re.compile(r"(\S+): \S+ compiles it")

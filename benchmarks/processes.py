@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from unibrain_rt.benchmarks.memory import PeakMemory
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.errors import UnibrainError, one_line
 
 Answer = Callable[[Mapping[str, Any]], dict[str, Any]]

@@ -18,7 +18,8 @@ from typing import Any
 
 import click
 
-from unibrain_rt.benchmarks import machine, tables
+from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks import markdown as tables
 from unibrain_rt.benchmarks.export_cost import measure_export
 from unibrain_rt.benchmarks.inputs import FLOWS, Flow
 from unibrain_rt.benchmarks.peers.rounds import measure_flow

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.captions import byte_alphabet
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.config import Architecture
+from unibrain_rt.export.bundles.architecture import Architecture
 
 Shape = tuple[int, ...]
 MAIN = "vd-four-flow-v1-0.safetensors"
@@ -59,10 +59,15 @@ def tensor_shapes(architecture: Architecture) -> dict[str, Shape]:
     """
     from accelerate import init_empty_weights
 
-    from unibrain_rt.export.models.autokl import build_autokl, published_key
-    from unibrain_rt.export.models.clip import build_clip_image, build_clip_text
-    from unibrain_rt.export.models.optimus import OptimusDecoder, OptimusEncode, decoder_key, encoder_key
-    from unibrain_rt.export.models.unet import FourFlowUNet
+    from unibrain_rt.export.bundles.models.autokl import build_autokl, published_key
+    from unibrain_rt.export.bundles.models.clip import build_clip_image, build_clip_text
+    from unibrain_rt.export.bundles.models.optimus import (
+        OptimusDecoder,
+        OptimusEncode,
+        decoder_key,
+        encoder_key,
+    )
+    from unibrain_rt.export.bundles.models.unet import FourFlowUNet
 
     levels = len(architecture.autokl.channel_mult)
     with init_empty_weights():

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from unibrain_rt.benchmarks.tables import table
+from unibrain_rt.benchmarks.markdown import table
 
 BEGIN, END = "<!-- latency: begin -->", "<!-- latency: end -->"
 RESULTS = Path("benchmarks/results")

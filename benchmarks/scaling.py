@@ -25,12 +25,12 @@ import click
 import numpy as np
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.bench.bench_tables import NAMES, ms
 from unibrain_rt.benchmarks.bench.counting import count_work
-from unibrain_rt.benchmarks.bench.plot import stacked_bars
-from unibrain_rt.benchmarks.bench.report import NAMES, ms
 from unibrain_rt.benchmarks.bench.runner import Plan, measure
+from unibrain_rt.benchmarks.bench.svg import stacked_bars
+from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.memory import PeakMemory
-from unibrain_rt.benchmarks.tables import machine_line, table
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.cli.tables import size_text
 from unibrain_rt.engines.host import usable_cores

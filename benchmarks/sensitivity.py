@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
+from unibrain_rt.benchmarks.bench.bench_tables import NAMES
 from unibrain_rt.benchmarks.bench.cli import KIND
 from unibrain_rt.benchmarks.bench.compare import THRESHOLD, WHOLE, compare
-from unibrain_rt.benchmarks.bench.report import NAMES
 from unibrain_rt.benchmarks.bench.runner import Plan, describe, measure
-from unibrain_rt.benchmarks.tables import machine_line, table
+from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.bundle import Bundle
 
 NAME = "sensitivity"

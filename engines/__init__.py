@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unibrain_rt.engines.base import Call, Engine, GraphSpec, Program, Progress, Session, TensorSpec
 from unibrain_rt.engines.catalogue import ENGINES, Probe, Settings, create_engine, probe
-from unibrain_rt.engines.errors import EngineError, NotFiniteError
+from unibrain_rt.engines.engine_errors import EngineError, NotFiniteError
 
 __all__ = [
     "ENGINES",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unibrain_rt.engines.base import Engine, GraphSpec
 from unibrain_rt.engines.catalogue import Settings
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.plans import PlanCache, PlanKey
 
 Tell = Callable[[str], None]

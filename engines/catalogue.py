@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unibrain_rt.engines.base import Engine, GraphSpec
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 
 #: Fastest first: the order in which ``auto`` tries them, last resorts (`Probe`) apart. Each has `probe` and `create`.
 MODULES = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from unibrain_rt.engines.base import Engine, GraphSpec, Session
 from unibrain_rt.engines.catalogue import Probe, Settings
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.host import HostSession, check_tensors, first_line, usable_cores
 
 NAME = "onnxruntime"

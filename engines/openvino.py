@@ -12,7 +12,7 @@ from typing import Any
 from unibrain_rt.engines.ahead import AheadEngine, Tell
 from unibrain_rt.engines.base import Engine, GraphSpec, Session, TensorSpec
 from unibrain_rt.engines.catalogue import Probe, Settings
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.host import HostSession, Ports, check_tensors, first_line, usable_cores
 
 NAME = "openvino"

@@ -1,7 +1,7 @@
 """The ridge heads as a graph that an engine runs, so that of a scan nothing but its voxels goes to the device.
 
-``subjects/<name>/ridge.onnx`` is written with the heads (`unibrain_rt.export.ridge.graph`) and reads its weights out of
-their file. With V voxels, all of it fp32:
+``subjects/<name>/ridge.onnx`` is written with the heads (`unibrain_rt.export.subjects.ridge.graph`) and reads
+its weights out of their file. With V voxels, all of it fp32:
 
 ================================  =======================================================================
 input                             what it is

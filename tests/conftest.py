@@ -176,3 +176,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("measured")
         for line in measurements:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two subjects with one session each, in NSD's folders; for everybody to read, and nobody to change."""
+    for library in ("h5py", "nibabel", "scipy"):
+        pytest.importorskip(library)
+    from unibrain_rt.export.phantom.recording import record
+
+    out = tmp_path_factory.mktemp("recording") / "phantom"
+    record(out, ("sub-02", "sub-07"), 250)
+    return out

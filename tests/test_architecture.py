@@ -165,7 +165,7 @@ def f():
     importlib.import_module("diffusers.utils")
     importlib.import_module(".info", __package__)
     importlib.import_module(table[name])
-TABLE = {"export": "unibrain_rt.export.cli:main"}
+TABLE = {"export": "unibrain_rt.export.bundles.cli:main"}
 """
     found = {(i.target, i.lazy) for i in imports_in(source, "unibrain_rt.cli")}
     assert found == {

@@ -37,7 +37,7 @@ def test_wheel_holds_every_module_and_the_bundle_and_no_tests(
         for path in phantom_bundle.rglob("*")
         if path.is_file()
     }
-    judge = "unibrain_rt/export/phantom/reporting/judge/judge"
+    judge = "unibrain_rt/benchmarks/experiments/judge/judge"
     expected |= {f"{judge}.json", f"{judge}.onnx"}
     assert packed == expected
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unibrain_rt.benchmarks.bench.clock import ThreadClock
+from unibrain_rt.benchmarks.bench.thread_clock import ThreadClock
 
 _SIDE, _PRODUCTS = 64, 400
 _COPY_NUMBERS, _COPIES = 2**19, 10

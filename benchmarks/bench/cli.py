@@ -82,7 +82,7 @@ def command(
     if compare is not None:
         _compare(compare, threshold / 100, json_file)
         return
-    from unibrain_rt.benchmarks.bench import report as reports
+    from unibrain_rt.benchmarks.bench import bench_tables as reports
     from unibrain_rt.benchmarks.bench.projections import project
     from unibrain_rt.benchmarks.bench.roofline import roofline, stage_works
     from unibrain_rt.benchmarks.bench.runner import Plan, describe, measure
@@ -207,8 +207,8 @@ def _check_out(out: Path | None, bundle: Path) -> None:
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:
-    from unibrain_rt.benchmarks.bench.plot import stacked_bars
-    from unibrain_rt.benchmarks.bench.report import NAMES, footer, label, page
+    from unibrain_rt.benchmarks.bench.bench_tables import NAMES, footer, label, page
+    from unibrain_rt.benchmarks.bench.svg import stacked_bars
     from unibrain_rt.outputs import write_texts
 
     bars = {

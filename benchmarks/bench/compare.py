@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.benchmarks.bench.report import NAMES, label
+from unibrain_rt.benchmarks.bench.bench_tables import NAMES, label
 from unibrain_rt.benchmarks.bench.statistics import interval, resampled_medians
 from unibrain_rt.errors import InputError
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from unibrain_rt import Decoder
 from unibrain_rt.benchmarks.bench.calibration import Calibration
-from unibrain_rt.benchmarks.bench.clock import Moment, ThreadClock
 from unibrain_rt.benchmarks.bench.tap import Run, Tap, between, spans, undisturbed
+from unibrain_rt.benchmarks.bench.thread_clock import Moment, ThreadClock
 from unibrain_rt.benchmarks.made_up_subject import MadeUpSubject
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions

@@ -21,7 +21,7 @@ from unibrain_rt.platform_facts import cuda_driver, gpus, nvidia_driver
 Say = Callable[[str], None]
 MOST_ROUNDS = 10
 _PEAK_ROUNDS, _PEAK_SECONDS = 3, 0.5
-_WORKER = "unibrain_rt.benchmarks.bench.worker"
+_WORKER = "unibrain_rt.benchmarks.bench.decode_worker"
 
 
 @dataclass(frozen=True)

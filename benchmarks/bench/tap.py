@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from unibrain_rt.benchmarks.bench.clock import Moment, ThreadClock
+from unibrain_rt.benchmarks.bench.thread_clock import Moment, ThreadClock
 from unibrain_rt.engines import Engine, Session
 
 

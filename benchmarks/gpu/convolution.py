@@ -17,7 +17,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks.gpu.parts import write
 from unibrain_rt.benchmarks.gpu.scan import distance
-from unibrain_rt.engines.onnxruntime_cuda.device import on_device, prepare, provider
+from unibrain_rt.engines.onnxruntime_cuda.provider import on_device, prepare, provider
 
 BATCH, CHANNELS, SIDE = 2, 320, 64
 IN_A_ROW, RUNS = 40, 10

@@ -47,7 +47,7 @@ LIMITS_S = {"doctor": 60, "convolution": 60, "phantom": 130, "steps": 150, "test
 def doctor(pack: Path, out: Path) -> None:
     """What the probe and the command say, and the versions of what is used."""
     from unibrain_rt.benchmarks import machine
-    from unibrain_rt.benchmarks.gpu.device import describe
+    from unibrain_rt.benchmarks.gpu.card import describe
 
     begun = perf_counter()
     found = probe("cuda")
@@ -75,7 +75,7 @@ def doctor(pack: Path, out: Path) -> None:
 
 def phantom(pack: Path, out: Path, engine: str = "cuda") -> None:
     """Decodes of held-out scans, in all of `PHANTOMS`, against the CPU's."""
-    from unibrain_rt.export.conversion import convert_bundle
+    from unibrain_rt.export.bundles.conversion import convert_bundle
 
     results: dict[str, Any] = {}
     with (
@@ -103,7 +103,7 @@ def phantom(pack: Path, out: Path, engine: str = "cuda") -> None:
 
 def steps(pack: Path, out: Path, device: str = "cuda", variants: tuple[str, ...] = STEPS) -> None:
     """One run of every graph of the published size in torch and in the engine: distances to torch in fp32."""
-    from unibrain_rt.benchmarks.gpu.worker import Answers
+    from unibrain_rt.benchmarks.gpu.variant_worker import Answers
 
     results: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unibrain_rt.benchmarks.gpu.page_parts import LABELS, card
-from unibrain_rt.benchmarks.tables import machine_line, table
+from unibrain_rt.benchmarks.markdown import machine_line, table
 
 _CONVOLUTION = (
     "320 channels, 64 × 64, two at once, 40 in a row in one graph; microseconds of one, and the distance (L2) "

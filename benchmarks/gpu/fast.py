@@ -23,8 +23,8 @@ from unibrain_rt.benchmarks.bench.roofline import StageWork
 from unibrain_rt.benchmarks.gpu import filling
 from unibrain_rt.benchmarks.gpu.parts import write
 from unibrain_rt.benchmarks.gpu.scan import FLOWS, compare, tables_of
+from unibrain_rt.benchmarks.gpu.variant_worker import VARIANTS, WORKS, load_decoded
 from unibrain_rt.benchmarks.gpu.variants import STAGES
-from unibrain_rt.benchmarks.gpu.worker import VARIANTS, WORKS, load_decoded
 from unibrain_rt.benchmarks.processes import WorkerError, WorkerProcess
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import probe
@@ -180,7 +180,7 @@ def main(
                 stack.enter_context(
                     WorkerProcess(
                         name,
-                        "unibrain_rt.benchmarks.gpu.worker",
+                        "unibrain_rt.benchmarks.gpu.variant_worker",
                         {
                             "name": name,
                             "packed": pack / "published",

@@ -8,7 +8,7 @@ from typing import Any
 
 from unibrain_rt.benchmarks.gpu.page_parts import LABELS, card
 from unibrain_rt.benchmarks.gpu.variants import STAGES
-from unibrain_rt.benchmarks.tables import table
+from unibrain_rt.benchmarks.markdown import table
 
 PAIRS = (
     ("decode", "over torch eager", "torch eager", "cuda"),

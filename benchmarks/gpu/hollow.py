@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from unibrain_rt.benchmarks.gpu.modules import built
-from unibrain_rt.export import graphs
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.graphs import Graph
-from unibrain_rt.export.onnx_export import trace
-from unibrain_rt.export.writer import caption_slots
+from unibrain_rt.export.bundles import graphs
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.graphs import Graph
+from unibrain_rt.export.bundles.trace import trace
+from unibrain_rt.export.bundles.writer import caption_slots
 
 Tags = dict[float, tuple[str, tuple[int, ...]]]
 """By tag, the name and the shape of a parameter."""
@@ -156,7 +156,7 @@ def save_hollow(model: ir.Model, parts: Mapping[str, Part], path: Path, weights:
 
 
 def _terms(name: str, parts: Mapping[str, Part]) -> tuple[Term, ...] | None:
-    """Whose sum an initializer is, by its name; the names of sums are those of `export.cuda`."""
+    """Whose sum an initializer is, by its name; the names of sums are those of `export.bundles.cuda`."""
     if name in parts:
         return (Term(parts[name]),)
     if name.endswith("_flat"):

@@ -11,11 +11,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from unibrain_rt.export import graphs
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.models.autokl import build_autokl
-from unibrain_rt.export.models.optimus import OptimusDecoder, OptimusStep
-from unibrain_rt.export.models.unet import FourFlowUNet
+from unibrain_rt.export.bundles import graphs
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.models.autokl import build_autokl
+from unibrain_rt.export.bundles.models.optimus import OptimusDecoder, OptimusStep
+from unibrain_rt.export.bundles.models.unet import FourFlowUNet
 
 MODULES: dict[str, Callable[[Architecture], nn.Module]] = {
     "unet": lambda sizes: FourFlowUNet(sizes.unet),

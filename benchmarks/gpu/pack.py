@@ -25,11 +25,11 @@ from unibrain_rt.benchmarks.gpu.reference import write_reference
 from unibrain_rt.benchmarks.gpu.wheel import unpack_pruned
 from unibrain_rt.benchmarks.random_checkpoint import SPECIAL, write_vocabulary
 from unibrain_rt.bundle import CONSTANTS, SCHEMA_VERSION, UNCONDITIONAL
-from unibrain_rt.export.bundle_folder import write_manifest
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.cuda import CUDA, cuda_flavour
-from unibrain_rt.export.graph_folder import FLAVOURED, GRAPHS, describe
-from unibrain_rt.export.precision import Precision, set_precision
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.bundle_folder import write_manifest
+from unibrain_rt.export.bundles.cuda import CUDA, cuda_flavour
+from unibrain_rt.export.bundles.graph_folder import FLAVOURED, GRAPHS, describe
+from unibrain_rt.export.bundles.precision import Precision, set_precision
 from unibrain_rt.presets import PRESETS
 
 WHEEL, PEER = "onnxruntime-gpu==1.31.1", "diffusers==0.39.0"

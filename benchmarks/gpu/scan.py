@@ -9,7 +9,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Flow
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.export.config import Architecture
+from unibrain_rt.export.bundles.architecture import Architecture
 from unibrain_rt.presets import Flow as PresetFlow
 from unibrain_rt.samplers import SamplerTable, seeded_noise
 

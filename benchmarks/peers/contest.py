@@ -17,11 +17,11 @@ from typing import Any
 import click
 
 from unibrain_rt.benchmarks import machine
-from unibrain_rt.benchmarks.peers.base import WORKS, Work
+from unibrain_rt.benchmarks.markdown import machine_line, table
+from unibrain_rt.benchmarks.peers.peer import WORKS, Work
 from unibrain_rt.benchmarks.peers.registry import LATENT_PEERS, PEERS, TORCH_SETTINGS, peer_class
 from unibrain_rt.benchmarks.peers.rounds import measure_flow
 from unibrain_rt.benchmarks.published import Published
-from unibrain_rt.benchmarks.tables import machine_line, table
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.presets import PRESETS, Preset
 from unibrain_rt.samplers import Schedule

@@ -15,9 +15,9 @@ from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet impor
 
 from unibrain_rt.benchmarks.inputs import Flow
 from unibrain_rt.engines import EngineError
-from unibrain_rt.export.checkpoint import Checkpoint
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.layouts import diffusers_name, unet_blocks
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.checkpoint import Checkpoint
+from unibrain_rt.export.bundles.layouts import diffusers_name, unet_blocks
 
 _SECOND_DIM = 4
 """Of ``UNetFlatConditionModel``'s blocks, which have it written down."""

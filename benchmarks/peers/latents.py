@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float
-from unibrain_rt.benchmarks.peers.base import EnginePeer, Peer, opened, take
+from unibrain_rt.benchmarks.peers.peer import EnginePeer, Peer, opened, take
 from unibrain_rt.captions import greedy
 from unibrain_rt.samplers import seeded_noise
 
@@ -83,8 +83,8 @@ class TorchCaptionPeer(Peer):
     def load(self) -> None:
         import torch
 
-        from unibrain_rt.export.checkpoint import load_optimus_decoder
-        from unibrain_rt.export.models.optimus import OptimusStep
+        from unibrain_rt.export.bundles.checkpoint import load_optimus_decoder
+        from unibrain_rt.export.bundles.models.optimus import OptimusStep
 
         torch.set_num_threads(self.source.threads)
         checkpoint = opened(self.source)
@@ -142,8 +142,8 @@ class TorchPicturePeer(Peer):
     def load(self) -> None:
         import torch
 
-        from unibrain_rt.export.checkpoint import load_autokl
-        from unibrain_rt.export.graphs import autokl_decode
+        from unibrain_rt.export.bundles.checkpoint import load_autokl
+        from unibrain_rt.export.bundles.graphs import autokl_decode
 
         torch.set_num_threads(self.source.threads)
         checkpoint = opened(self.source)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unibrain_rt.benchmarks.peers import latents, steps
-from unibrain_rt.benchmarks.peers.base import Peer, Source, Work, opened
+from unibrain_rt.benchmarks.peers.peer import Peer, Source, Work, opened
 
 TORCH_SETTINGS: dict[str, dict[str, Any]] = {
     "": {},

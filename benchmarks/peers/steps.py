@@ -14,8 +14,8 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float, Flow, StepInputs, step_inputs
-from unibrain_rt.benchmarks.peers.base import EnginePeer, Peer, Source, opened, take
-from unibrain_rt.export.config import Architecture
+from unibrain_rt.benchmarks.peers.peer import EnginePeer, Peer, Source, opened, take
+from unibrain_rt.export.bundles.architecture import Architecture
 
 
 class OnnxRuntimePeer(EnginePeer):
@@ -83,8 +83,8 @@ class TorchPeer(Peer):
     def load(self) -> None:
         import torch
 
-        from unibrain_rt.export.checkpoint import load_unet
-        from unibrain_rt.export.graphs import UNetStep
+        from unibrain_rt.export.bundles.checkpoint import load_unet
+        from unibrain_rt.export.bundles.graphs import UNetStep
 
         flow = cast(Flow, self.source.flow)
         torch.set_num_threads(self.source.threads)
@@ -199,7 +199,7 @@ class DiffusersPeer(Peer):
 
 def step_weight_bytes(source: Source) -> int:
     """Bytes, in fp32, of all weights that a whole step of the flow reads."""
-    from unibrain_rt.export.layouts import is_extra
+    from unibrain_rt.export.bundles.layouts import is_extra
 
     checkpoint = opened(source)
     prefix = "diffuser."

@@ -15,7 +15,7 @@ import numpy as np
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.inputs import Float
 from unibrain_rt.benchmarks.memory import Memory, memory_of
-from unibrain_rt.benchmarks.peers.base import Peer, Source
+from unibrain_rt.benchmarks.peers.peer import Peer, Source
 from unibrain_rt.benchmarks.peers.registry import peer_class, work_bytes
 from unibrain_rt.benchmarks.processes import WorkerProcess
 

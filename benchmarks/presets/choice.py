@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.export.evaluation.intervals import difference
-from unibrain_rt.export.evaluation.scores import METRICS
-from unibrain_rt.export.phantom.reporting.laboratory import METRICS as NAMING
+from unibrain_rt.benchmarks.experiments.laboratory import METRICS as NAMING
+from unibrain_rt.benchmarks.quality.intervals import difference
+from unibrain_rt.benchmarks.quality.scores import METRICS
 from unibrain_rt.presets import PRESETS, Preset
 
 STEPS: dict[str, tuple[int, ...]] = {

@@ -22,8 +22,17 @@ import numpy as np
 
 from unibrain_rt import Decoder
 from unibrain_rt.benchmarks import machine
-from unibrain_rt.benchmarks.bench.clock import ThreadClock
-from unibrain_rt.benchmarks.bench.plot import scatter
+from unibrain_rt.benchmarks.bench.svg import scatter
+from unibrain_rt.benchmarks.bench.thread_clock import ThreadClock
+from unibrain_rt.benchmarks.experiments.laboratory import (
+    COLOUR,
+    KIND,
+    names_colour,
+    names_kind,
+    pictures_of,
+)
+from unibrain_rt.benchmarks.experiments.report import shipped_judge
+from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.presets.choice import (
     BEARABLE,
     LIKE,
@@ -35,23 +44,14 @@ from unibrain_rt.benchmarks.presets.choice import (
     frontier,
     judge,
 )
-from unibrain_rt.benchmarks.tables import machine_line, table
+from unibrain_rt.benchmarks.quality.decoding import Decoded
+from unibrain_rt.benchmarks.quality.image_measures import pixel_correlation, structure
+from unibrain_rt.benchmarks.quality.scores import CaptionJudge, ImageJudge
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import create_engine
-from unibrain_rt.export.evaluation.decoding import Decoded
-from unibrain_rt.export.evaluation.features import open_extractors
-from unibrain_rt.export.evaluation.images import pixel_correlation, structure
-from unibrain_rt.export.evaluation.scores import CaptionJudge, ImageJudge
+from unibrain_rt.export.judges.features import open_extractors
 from unibrain_rt.export.phantom.people import SCENE_SEED, held_out
 from unibrain_rt.export.phantom.phrases import captions
-from unibrain_rt.export.phantom.reporting.laboratory import (
-    COLOUR,
-    KIND,
-    names_colour,
-    names_kind,
-    pictures_of,
-)
-from unibrain_rt.export.phantom.reporting.report import shipped_judge
 from unibrain_rt.presets import PRESETS
 from unibrain_rt.samplers import SAMPLERS
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.benchmarks import machine
-from unibrain_rt.benchmarks.tables import machine_line, table
+from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.factors import Factor, products
 from unibrain_rt.subject import Subject

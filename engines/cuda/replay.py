@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unibrain_rt.engines.base import Array
-from unibrain_rt.engines.cuda.memory import DeviceBuffer, DeviceMemory
+from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.stream import CapturedGraph, Event, Stream
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 
 _TOLERANCE = 0.01
 """Relative L2 distance of a replay from a run: kernels may add in another order, and no more than that."""

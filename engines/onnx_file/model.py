@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.onnx_file.protobuf import Message
 from unibrain_rt.engines.onnx_file.tensor import Tensor, ValueInfo, read_tensor, read_value_info
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unibrain_rt.engines.onnxruntime_cuda.engine import GRAPHS_VARIABLE, CudaEngine, create
+from unibrain_rt.engines.onnxruntime_cuda.cuda_engine import GRAPHS_VARIABLE, CudaEngine, create
+from unibrain_rt.engines.onnxruntime_cuda.cuda_session import CudaSession
 from unibrain_rt.engines.onnxruntime_cuda.installation import probe
-from unibrain_rt.engines.onnxruntime_cuda.session import CudaSession
 
 __all__ = ["GRAPHS_VARIABLE", "CudaEngine", "CudaSession", "create", "probe"]

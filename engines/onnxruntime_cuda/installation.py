@@ -6,7 +6,7 @@ from importlib import metadata
 
 from unibrain_rt.engines.catalogue import Probe
 from unibrain_rt.engines.host import first_line
-from unibrain_rt.engines.onnxruntime_cuda.device import PROVIDER, device_name
+from unibrain_rt.engines.onnxruntime_cuda.provider import PROVIDER, device_name
 from unibrain_rt.engines.onnxruntime_cuda.trial import failure
 
 NAME = "cuda"

@@ -11,7 +11,7 @@ import numpy as np
 
 from unibrain_rt.engines.onnx_file import writing
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING
-from unibrain_rt.engines.onnxruntime_cuda.device import (
+from unibrain_rt.engines.onnxruntime_cuda.provider import (
     FULL,
     OUT_OF_MEMORY,
     PROVIDER,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.plans.defaults import default_folder, default_limit
 from unibrain_rt.engines.plans.folder import PlanFolder, PlanRecord
 from unibrain_rt.engines.plans.key import PlanKey, differences, same_graph

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 
 CACHE_VARIABLE = "UNIBRAIN_RT_CACHE"
 """Environment variable: the folder of plans."""

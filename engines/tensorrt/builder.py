@@ -8,7 +8,7 @@ from typing import Any
 
 from unibrain_rt.engines.base import GraphSpec
 from unibrain_rt.engines.cuda.runtime import first_line
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.tensorrt.library import Library, Tell
 
 _SECONDS_BETWEEN_LINES = 5.0

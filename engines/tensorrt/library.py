@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unibrain_rt.engines.cuda.runtime import Device, first_line
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 
 Tell = Callable[[str], None]
 OLDEST = (10, 3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from unibrain_rt.engines.base import Engine
 from unibrain_rt.engines.catalogue import Probe, Settings
-from unibrain_rt.engines.tensorrt.engine import TensorRtEngine, probe_kind
 from unibrain_rt.engines.tensorrt.library import RTX, Library
+from unibrain_rt.engines.tensorrt.tensorrt_engine import TensorRtEngine, probe_kind
 
 
 def probe() -> Probe:

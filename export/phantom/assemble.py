@@ -9,8 +9,9 @@ import numpy as np
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
-from unibrain_rt.export.bundle_folder import add_subject, set_default_subject
-from unibrain_rt.export.checkpoint import open_checkpoint
+from unibrain_rt.export.bundles.bundle_folder import add_subject, set_default_subject
+from unibrain_rt.export.bundles.checkpoint import open_checkpoint
+from unibrain_rt.export.bundles.writer import write_bundle
 from unibrain_rt.export.phantom.cortex import mask
 from unibrain_rt.export.phantom.people import (
     DEFAULT_SUBJECT,
@@ -24,11 +25,10 @@ from unibrain_rt.export.phantom.people import (
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import scenes
-from unibrain_rt.export.phantom.subjects import BETA_SCALE, SubjectModel
-from unibrain_rt.export.ridge import fit_heads
-from unibrain_rt.export.subject_writer import write_subject
-from unibrain_rt.export.targets import encode_targets
-from unibrain_rt.export.writer import write_bundle
+from unibrain_rt.export.phantom.simulated_subjects import BETA_SCALE, SubjectModel
+from unibrain_rt.export.subjects.encoders import encode_targets
+from unibrain_rt.export.subjects.ridge import fit_heads
+from unibrain_rt.export.subjects.subject_writer import write_subject
 from unibrain_rt.outputs import write_json, write_png
 
 TRAINING_SCANS = 9000

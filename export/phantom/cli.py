@@ -36,7 +36,7 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
     """
     import torch
 
-    from unibrain_rt.export.phantom.learning.plot import plot_losses
+    from unibrain_rt.export.phantom.learning.loss_plot import plot_losses
     from unibrain_rt.export.phantom.learning.recipe import (
         Recipe,
         train_autokl,
@@ -167,8 +167,8 @@ def report(
     Held-out scans of every subject, both ablations beside the paper's own, regions active and silenced,
     agreement of subjects, and controls, each with numbers of scans and 95 % intervals.
     """
-    from unibrain_rt.export.evaluation.report import check_report, write_report
-    from unibrain_rt.export.phantom.reporting.report import run
+    from unibrain_rt.benchmarks.experiments.report import run
+    from unibrain_rt.benchmarks.quality.page import check_report, write_report
     from unibrain_rt.outputs import write_png
 
     watch = Watch()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.export.phantom.cortex import EARLY, HIGH
-from unibrain_rt.export.phantom.features import Floats
+from unibrain_rt.export.phantom.early_vision import Floats
 
 #: Region -> mean and spread of the noise ceiling of three averaged trials, and its upper limit, as in NSD
 #: (median near 0.3 over nsdgeneral, the best early visual voxels at 0.6 to 0.7).

@@ -12,7 +12,7 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export.phantom.cortex import EARLY, regions
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import Scene, scenes
-from unibrain_rt.export.phantom.subjects import BETA_SCALE, SubjectModel, betas, make_subject
+from unibrain_rt.export.phantom.simulated_subjects import BETA_SCALE, SubjectModel, betas, make_subject
 
 REPEATS = 3
 SCENE_SEED = 1000

@@ -1,8 +1,8 @@
 """The phantom's subjects in the scanner: their recordings in NSD's own folders, so that one reader serves both.
 
-What lies where is told in `unibrain_rt.export.datasets.nsd`. As in NSD, every subject sees each of its stimuli three
-times, in an order that is the same for all, in sessions of 750 trials; a tenth of the stimuli, scenes of the split
-``test``, are shown to all, and the others, of the split ``train``, to one subject alone.
+What lies where is told in `unibrain_rt.export.subjects.datasets.nsd`. As in NSD, every subject sees each of its
+stimuli three times, in an order that is the same for all, in sessions of 750 trials; a tenth of the stimuli, scenes of
+the split ``test``, are shown to all, and the others, of the split ``train``, to one subject alone.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.bundle_folder import new_folder
-from unibrain_rt.export.datasets import nsd
-from unibrain_rt.export.datasets.coco import SPLITS
-from unibrain_rt.export.datasets.nsd_session import SESSION_TRIALS
+from unibrain_rt.export.bundles.bundle_folder import new_folder
 from unibrain_rt.export.phantom.cortex import LABEL_TABLES, mask, roi_labels
-from unibrain_rt.export.phantom.features import Floats
+from unibrain_rt.export.phantom.early_vision import Floats
 from unibrain_rt.export.phantom.people import REPEATS, SCENE_SEED, SUBJECTS, subject_model
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import Scene, scenes
-from unibrain_rt.export.phantom.subjects import SubjectModel, responses, single_trials
+from unibrain_rt.export.phantom.simulated_subjects import SubjectModel, responses, single_trials
+from unibrain_rt.export.subjects.datasets import nsd
+from unibrain_rt.export.subjects.datasets.coco import SPLITS
+from unibrain_rt.export.subjects.datasets.nsd_session import SESSION_TRIALS
 
 #: Stimuli of each subject in a whole experiment; one in `SHARED` of them is shown to all.
 STIMULI, SHARED = 10_000, 10

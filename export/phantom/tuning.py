@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.export.phantom.cortex import HIGH, Cortex
-from unibrain_rt.export.phantom.features import FREQUENCIES, ORIENTATIONS, Floats
+from unibrain_rt.export.phantom.early_vision import FREQUENCIES, ORIENTATIONS, Floats
 from unibrain_rt.export.phantom.scenes import BACKGROUNDS, KINDS
 
 #: Area -> receptive field's sigma at the fovea and its growth with eccentricity; power-law exponent; shares

@@ -20,8 +20,8 @@ from unibrain_rt.decoder import Decoder, Reconstruction
 from unibrain_rt.engines import Probe
 from unibrain_rt.errors import InputError, UnibrainError, one_line
 from unibrain_rt.outputs import OutputPlan, plan_outputs, write_pair, write_png
-from unibrain_rt.scan_file import ScanFile
 from unibrain_rt.scans import inspect_all, iter_scans
+from unibrain_rt.scans.scan_file import ScanFile
 
 
 @click.command("decode", cls=JsonCommand, short_help="Decode scans into images and captions.")

@@ -12,7 +12,7 @@ from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import engine_option, threads_option
 from unibrain_rt.engines import create_engine
-from unibrain_rt.verify import RTOL, Row, load_golden, verify
+from unibrain_rt.verification import RTOL, Row, load_golden, verify
 
 
 @click.command("verify", cls=JsonCommand, short_help="Compare a bundle with recorded outputs.")

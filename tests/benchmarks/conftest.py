@@ -46,7 +46,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_architecture(tiny_config: Path) -> Any:
     """The sizes of ``tiny_config``."""
     pytest.importorskip("torch")
-    from unibrain_rt.export.config import Architecture
+    from unibrain_rt.export.bundles.architecture import Architecture
 
     return Architecture.load(tiny_config)
 

@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from unibrain_rt.benchmarks import openvino_cpu
-from unibrain_rt.benchmarks.peers.base import Source
+from unibrain_rt.benchmarks.peers.peer import Source
 from unibrain_rt.benchmarks.peers.registry import PEERS
 from unibrain_rt.benchmarks.peers.rounds import relative_errors
 

@@ -22,10 +22,10 @@ from unibrain_rt.benchmarks.random_checkpoint import (  # noqa: E402
 )
 from unibrain_rt.captions import Detokenizer  # noqa: E402
 from unibrain_rt.errors import InputError  # noqa: E402
-from unibrain_rt.export import checkpoint as checkpoints  # noqa: E402
-from unibrain_rt.export.checkpoint import check, open_checkpoint  # noqa: E402
-from unibrain_rt.export.config import Architecture  # noqa: E402
-from unibrain_rt.export.tokenization import gpt2_ids  # noqa: E402
+from unibrain_rt.export.bundles import checkpoint as checkpoints  # noqa: E402
+from unibrain_rt.export.bundles.architecture import Architecture  # noqa: E402
+from unibrain_rt.export.bundles.checkpoint import check, open_checkpoint  # noqa: E402
+from unibrain_rt.export.bundles.tokenization import gpt2_ids  # noqa: E402
 
 # What the published files hold that is no weight: the schedule's tables and GPT-2's causal masks.
 NO_WEIGHT = re.compile(r"[a-z0-9_]+|vae\.text\.decoder\..*\.attn\.bias")

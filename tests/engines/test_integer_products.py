@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unibrain_rt.engines import integer_products
-from unibrain_rt.engines.errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError
 
 
 @pytest.mark.parametrize(("many", "length", "width"), [(1, 1, 1), (3, 1000, 33), (48, 700, 70), (2, 3, 5000)])

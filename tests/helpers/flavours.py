@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import inliner
 
-from unibrain_rt.export.precision import undo_half_weights
+from unibrain_rt.export.bundles.precision import undo_half_weights
 
 Arrays = dict[str, np.ndarray]
 TYPES = {

@@ -13,8 +13,8 @@ from onnx_graphs import OnnxGraphs
 from tiny import Specs, save_graph
 
 from unibrain_rt.engines import GraphSpec, Settings, TensorSpec
-from unibrain_rt.engines.tensorrt.engine import TensorRtEngine
 from unibrain_rt.engines.tensorrt.library import NATIVE, Kind, Library
+from unibrain_rt.engines.tensorrt.tensorrt_engine import TensorRtEngine
 
 
 class StandIn:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from unibrain_rt.bundle import sha256_of
-from unibrain_rt.export.ridge import fit_heads
-from unibrain_rt.export.subject_writer import write_subject
+from unibrain_rt.export.subjects.ridge import fit_heads
+from unibrain_rt.export.subjects.subject_writer import write_subject
 from unibrain_rt.presets import PRESETS
 from unibrain_rt.samplers import COLUMNS
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.models.autokl import build_autokl
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.models.autokl import build_autokl
 from unibrain_rt.export.phantom.learning.world import World, normal
 
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unibrain_rt.bundle import sha256_of
-from unibrain_rt.export.evaluation.features import INPUT, OUTPUT, FeatureFile
-from unibrain_rt.export.graphs import Graph
-from unibrain_rt.export.onnx_export import export_graph
+from unibrain_rt.export.bundles.graphs import Graph
+from unibrain_rt.export.bundles.trace import export_graph
+from unibrain_rt.export.judges.features import INPUT, OUTPUT, FeatureFile
 from unibrain_rt.export.phantom.learning.loop import Stage, train
 from unibrain_rt.export.phantom.learning.world import normal
 from unibrain_rt.export.phantom.pictures import stimuli

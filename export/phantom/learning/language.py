@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.models.clip import (
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.models.clip import (
     CLIPImageContext,
     CLIPTextContext,
     build_clip_image,
     build_clip_text,
 )
-from unibrain_rt.export.models.optimus import OptimusDecoder, OptimusEncode
+from unibrain_rt.export.bundles.models.optimus import OptimusDecoder, OptimusEncode
 from unibrain_rt.export.phantom.learning.world import World, normal
-from unibrain_rt.export.pixels import clip_pixels
+from unibrain_rt.export.subjects.pixels import clip_pixels
 
 
 class CLIPLearner(nn.Module):

@@ -18,17 +18,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.models.autokl import published_key as autokl_key
-from unibrain_rt.export.models.optimus import decoder_key, encoder_key
-from unibrain_rt.export.phantom.architecture import phantom_architecture
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.models.autokl import published_key as autokl_key
+from unibrain_rt.export.bundles.models.optimus import decoder_key, encoder_key
 from unibrain_rt.export.phantom.learning.autoencoder import AutoKLLearner
 from unibrain_rt.export.phantom.learning.language import CLIPLearner, OptimusLearner
 from unibrain_rt.export.phantom.learning.loop import Stage, train
-from unibrain_rt.export.phantom.learning.unet import SPREAD, TEXT_SPREAD, Latents, UNetLearner, encode_text
+from unibrain_rt.export.phantom.learning.unet_learner import (
+    SPREAD,
+    TEXT_SPREAD,
+    Latents,
+    UNetLearner,
+    encode_text,
+)
 from unibrain_rt.export.phantom.learning.world import World
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.scenes import scenes
+from unibrain_rt.export.phantom.small_architecture import phantom_architecture
 from unibrain_rt.export.phantom.tokenizers import write_tokenizers
 
 Report = Callable[[str, int, int, float], None]

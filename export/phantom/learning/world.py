@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unibrain_rt.export.config import Architecture
+from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.export.bundles.tokenization import bert_ids, clip_ids, gpt2_ids
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import COLOURS, scenes
-from unibrain_rt.export.tokenization import bert_ids, clip_ids, gpt2_ids
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from unibrain_rt.benchmarks.bench.counting import count_work, external_spans, jo
 from unibrain_rt.bundle import Bundle  # noqa: E402
 from unibrain_rt.engines import EngineError  # noqa: E402
 from unibrain_rt.engines.onnx_file import read_onnx  # noqa: E402
-from unibrain_rt.export.config import Architecture  # noqa: E402
+from unibrain_rt.export.bundles.architecture import Architecture  # noqa: E402
 
 ALIGNMENT = 4096
 FREE = 2
@@ -35,11 +35,11 @@ def torch_graphs(bundle: Bundle) -> dict[str, Any]:
     """By graph, the torch module and example inputs that it was exported from, with random weights."""
     import torch
 
-    from unibrain_rt.export import graphs
-    from unibrain_rt.export.models.autokl import build_autokl
-    from unibrain_rt.export.models.clip import build_clip_image, build_clip_text
-    from unibrain_rt.export.models.optimus import OptimusDecoder, OptimusEncode
-    from unibrain_rt.export.models.unet import FourFlowUNet
+    from unibrain_rt.export.bundles import graphs
+    from unibrain_rt.export.bundles.models.autokl import build_autokl
+    from unibrain_rt.export.bundles.models.clip import build_clip_image, build_clip_text
+    from unibrain_rt.export.bundles.models.optimus import OptimusDecoder, OptimusEncode
+    from unibrain_rt.export.bundles.models.unet import FourFlowUNet
 
     sizes = Architecture.from_mapping(bundle.architecture)
     torch.manual_seed(0)

@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from unibrain_rt.benchmarks.bench.clock import ThreadClock
 from unibrain_rt.benchmarks.bench.one_node_graphs import write_graph
-from unibrain_rt.benchmarks.bench.plot import stacked_bars, ticks
 from unibrain_rt.benchmarks.bench.statistics import RESAMPLES, interval, quantiles, resampled_medians
+from unibrain_rt.benchmarks.bench.svg import stacked_bars, ticks
 from unibrain_rt.benchmarks.bench.tap import Tap, between, spans
+from unibrain_rt.benchmarks.bench.thread_clock import ThreadClock
 from unibrain_rt.engines import Call, create_engine
 
 

@@ -11,7 +11,7 @@ import pytest
 def pack(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As it travels: in fp16, with the flavour of the engine ``cuda``."""
     from unibrain_rt.benchmarks.gpu.pack import write_published
-    from unibrain_rt.export.config import Architecture
+    from unibrain_rt.export.bundles.architecture import Architecture
 
     folder = tmp_path_factory.mktemp("pack")
     (folder / "published").mkdir()

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from unibrain_rt.benchmarks.gpu.fast import PRESETS, main
 from unibrain_rt.benchmarks.gpu.fast_page import fast_page
 from unibrain_rt.benchmarks.gpu.scan import FLOWS, Decoded, compare
+from unibrain_rt.benchmarks.gpu.variant_worker import WORKS
 from unibrain_rt.benchmarks.gpu.variants import STAGES
-from unibrain_rt.benchmarks.gpu.worker import WORKS
 from unibrain_rt.engines import probe
 
 

@@ -18,7 +18,7 @@ from unibrain_rt.benchmarks.gpu.hollow import Part, Term, _terms
 from unibrain_rt.benchmarks.gpu.modules import random_modules
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.errors import BundleError
-from unibrain_rt.export.config import Architecture
+from unibrain_rt.export.bundles.architecture import Architecture
 
 
 def test_every_graph_is_as_torch_has_it(pack: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from unibrain_rt.benchmarks.peers import contest
-from unibrain_rt.benchmarks.peers.base import Work
+from unibrain_rt.benchmarks.peers.peer import Work
 from unibrain_rt.presets import PRESETS
 from unibrain_rt.samplers import Schedule
 

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("onnxruntime")
 
-from unibrain_rt.benchmarks.peers.base import Peer, Source, Work
+from unibrain_rt.benchmarks.peers.peer import Peer, Source, Work
 from unibrain_rt.benchmarks.peers.registry import LATENT_PEERS, TORCH_SETTINGS, peer_class, work_bytes
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from unibrain_rt.benchmarks.inputs import FLOWS, step_inputs  # noqa: E402
 from unibrain_rt.benchmarks.peers import rounds  # noqa: E402
-from unibrain_rt.benchmarks.peers.base import Peer, Source  # noqa: E402
+from unibrain_rt.benchmarks.peers.peer import Peer, Source  # noqa: E402
 from unibrain_rt.benchmarks.peers.registry import PEERS, work_bytes  # noqa: E402
 from unibrain_rt.benchmarks.peers.rounds import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
 from unibrain_rt.benchmarks.peers.workers import PeerAnswers, Pool, Worker  # noqa: E402
@@ -65,7 +65,7 @@ def test_onnx_runtime_computes_the_same_step(golden_dir, golden_bundle, flow, re
 
 def test_a_step_follows_the_sampler(tiny_checkpoint, tiny_architecture):
     """Torch's step is guidance and DDIM written out: checked against the formulas of ``samplers``."""
-    from unibrain_rt.export import checkpoint as checkpoints
+    from unibrain_rt.export.bundles import checkpoint as checkpoints
 
     inputs = step_inputs(tiny_architecture, "text")
     unet = checkpoints.load_unet(checkpoints.open_checkpoint(tiny_checkpoint), torch.float32)

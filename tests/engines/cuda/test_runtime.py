@@ -13,7 +13,7 @@ import pytest
 
 from unibrain_rt.engines import EngineError, TensorSpec
 from unibrain_rt.engines.cuda import runtime
-from unibrain_rt.engines.cuda.memory import DeviceBuffer, DeviceMemory, DeviceTable
+from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory, DeviceTable
 from unibrain_rt.engines.cuda.runtime import Cuda, load_bindings
 from unibrain_rt.engines.cuda.stream import CapturedGraph, Event, Stream
 

@@ -13,9 +13,10 @@ import pytest
 
 from unibrain_rt.engines import EngineError, GraphSpec, Settings, TensorSpec, create_engine, probe
 from unibrain_rt.engines.cuda.runtime import Cuda
-from unibrain_rt.engines.tensorrt import builder, engine, library
-from unibrain_rt.engines.tensorrt.engine import TensorRtEngine
+from unibrain_rt.engines.tensorrt import builder, library
+from unibrain_rt.engines.tensorrt import tensorrt_engine as engine
 from unibrain_rt.engines.tensorrt.library import NATIVE, RTX, Library
+from unibrain_rt.engines.tensorrt.tensorrt_engine import TensorRtEngine
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -22,7 +22,7 @@ from unibrain_rt.decoder import Decoder, Reconstruction
 from unibrain_rt.engines import Engine, EngineError, NotFiniteError, create_engine
 from unibrain_rt.engines.cuda.runtime import Cuda
 from unibrain_rt.engines.on_demand import OnDemandEngine
-from unibrain_rt.engines.tensorrt import engine as engine_module
+from unibrain_rt.engines.tensorrt import tensorrt_engine as engine_module
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.stages import decode_graphs
@@ -65,7 +65,7 @@ def scans_of(bundle: Bundle, count: int) -> Iterator[np.ndarray[Any, Any]]:
 @pytest.fixture(params=["tiny", "phantom"])
 def bundle(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path) -> Bundle:
     """Subjects with a graph of their heads."""
-    from unibrain_rt.export.ridge.graph import write_ridge_graph
+    from unibrain_rt.export.subjects.ridge.graph import write_ridge_graph
 
     name = "tiny_template" if request.param == "tiny" else "phantom_bundle"
     folder = tmp_path / "bundle"

@@ -29,7 +29,7 @@ def bundle(
         return Bundle.open(phantom_bundle)
     for library in ("onnx", "safetensors"):
         pytest.importorskip(library)
-    from unibrain_rt.export.conversion import convert_bundle
+    from unibrain_rt.export.bundles.conversion import convert_bundle
 
     folder = tmp_path_factory.mktemp("half") / "phantom"
     convert_bundle(phantom_bundle, folder, precision="fp16")

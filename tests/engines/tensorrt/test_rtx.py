@@ -14,7 +14,7 @@ import pytest
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import EngineError, GraphSpec, create_engine, probe
 from unibrain_rt.engines.ahead import BuildResult
-from unibrain_rt.engines.tensorrt.engine import TensorRtEngine
+from unibrain_rt.engines.tensorrt.tensorrt_engine import TensorRtEngine
 from unibrain_rt.ridge_graph import ridge_graphs, ridge_tensors
 from unibrain_rt.stages import decode_graphs
 from unibrain_rt.subject import Subject
@@ -30,7 +30,7 @@ def half(phantom_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
     """The shipped phantom in fp16."""
     for library in ("onnx", "safetensors"):
         pytest.importorskip(library)
-    from unibrain_rt.export.conversion import convert_bundle
+    from unibrain_rt.export.bundles.conversion import convert_bundle
 
     folder = tmp_path_factory.mktemp("half") / "phantom"
     convert_bundle(phantom_bundle, folder, precision="fp16")
@@ -109,8 +109,8 @@ def test_heads_build_for_gpus_that_are_not_here(
 
 def test_int8_factors_are_not_widened_in_a_plan(engine: TensorRtEngine, tmp_path: Path) -> None:
     """It computes in fp32, and holds them as they are stored; heads in every other type build, too."""
-    from unibrain_rt.export.ridge import fit_heads
-    from unibrain_rt.export.subject_writer import write_subject
+    from unibrain_rt.export.subjects.ridge import fit_heads
+    from unibrain_rt.export.subjects.subject_writer import write_subject
 
     rng = np.random.default_rng(0)
     shapes = {

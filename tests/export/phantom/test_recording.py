@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.datasets import nsd
-from unibrain_rt.export.datasets.nsd import read_nsd
 from unibrain_rt.export.phantom import recording as module
 from unibrain_rt.export.phantom.cortex import LABEL_TABLES, mask, regions
 from unibrain_rt.export.phantom.people import SUBJECTS, subject_model
 from unibrain_rt.export.phantom.pictures import render
 from unibrain_rt.export.phantom.recording import Experiment, record
 from unibrain_rt.export.phantom.scenes import split
-from unibrain_rt.export.phantom.subjects import responses
+from unibrain_rt.export.phantom.simulated_subjects import responses
+from unibrain_rt.export.subjects.datasets import nsd
+from unibrain_rt.export.subjects.datasets.nsd import read_nsd
 
 nibabel = pytest.importorskip("nibabel")
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.export.phantom import tuning
 from unibrain_rt.export.phantom.cortex import EARLY, HIGH, Cortex
-from unibrain_rt.export.phantom.features import FREQUENCIES, MAPS, ORIENTATIONS
+from unibrain_rt.export.phantom.early_vision import FREQUENCIES, MAPS, ORIENTATIONS
 from unibrain_rt.export.phantom.scenes import BACKGROUNDS, KINDS
 
 

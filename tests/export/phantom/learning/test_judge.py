@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unibrain_rt.benchmarks.experiments.report import shipped_judge
 from unibrain_rt.engines import create_engine
-from unibrain_rt.export.evaluation.features import FeatureExtractor, FeatureFile
+from unibrain_rt.export.judges.features import FeatureExtractor, FeatureFile
 from unibrain_rt.export.phantom.learning.judge import FACTORS, FEATURES, SIDE, JudgeLearner, write_judge
-from unibrain_rt.export.phantom.reporting.report import shipped_judge
 from unibrain_rt.export.phantom.scenes import KINDS, scenes
 
 

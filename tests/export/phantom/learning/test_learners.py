@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from unibrain_rt.export.config import Architecture
-from unibrain_rt.export.phantom.architecture import phantom_architecture
+from unibrain_rt.export.bundles.architecture import Architecture
 from unibrain_rt.export.phantom.learning.autoencoder import AutoKLLearner
 from unibrain_rt.export.phantom.learning.language import CLIPLearner, OptimusLearner
-from unibrain_rt.export.phantom.learning.unet import SPREAD
+from unibrain_rt.export.phantom.learning.unet_learner import SPREAD
 from unibrain_rt.export.phantom.learning.world import World
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.scenes import COLOURS, scenes
+from unibrain_rt.export.phantom.small_architecture import phantom_architecture
 from unibrain_rt.export.phantom.tokenizers import write_tokenizers
 
 Made = tuple[Architecture, World]

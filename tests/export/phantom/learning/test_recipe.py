@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unibrain_rt.export.checkpoint import check, open_checkpoint
+from unibrain_rt.export.bundles.checkpoint import check, open_checkpoint
 from unibrain_rt.export.phantom.learning.recipe import Recipe, train_phantom
 
 FEW = replace(

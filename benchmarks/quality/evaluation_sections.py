@@ -1,0 +1,236 @@
+"""What the report of an evaluation says: its sections, in words, tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unibrain_rt import __version__
+from unibrain_rt.benchmarks.quality.ablations import FULL, PAPER_CAPTIONS, PAPER_IMAGES
+from unibrain_rt.benchmarks.quality.decoding import Decoded
+from unibrain_rt.benchmarks.quality.evaluator import DECODED, Condition, Evaluator
+from unibrain_rt.benchmarks.quality.intervals import Interval
+from unibrain_rt.benchmarks.quality.page import Block, Cell, Picture, Pictures, Section, Table, Text
+from unibrain_rt.benchmarks.quality.scores import Metric, Scores
+
+SHOWN = 6
+PAPER = "the paper, subject 1"
+_IDENTIFICATION = "CLIP"
+_WITHOUT_SYNONYMS = (
+    "METEOR is without synonyms, and so too low: WordNet is not installed here, and words match as they are or by "
+    "their stems."
+)
+
+
+def examples(evaluator: Evaluator, full: Condition) -> Section:
+    """The best, the middling and the worst decodes beside what was shown."""
+    # Identification alone has many ties at the top.
+    order = np.lexsort((full.images["PixCorr"], full.images[_IDENTIFICATION]))
+    count = min(SHOWN, len(order) // 3)
+    start = (len(order) - count) // 2
+    groups = {
+        "best": order[::-1][:count],
+        "median": order[start : start + count],
+        "worst": order[:count],
+    }
+    ranking = f"by identification with {_IDENTIFICATION}, then by PixCorr"
+    blocks: list[Block] = [
+        Text(
+            "Left what was shown, right what was decoded from the scan; below them the stimulus' first caption and "
+            "the decoded one."
+        )
+    ]
+    blocks += [
+        Pictures(f"The {name} {count}, {ranking}", tuple(_pair(evaluator, full, row) for row in rows))
+        for name, rows in groups.items()
+    ]
+    return Section("What was seen, and what was decoded", tuple(blocks))
+
+
+def scores(full: Condition, *, published: bool) -> Section:
+    """Every measure; with ``published``, beside the paper's figures."""
+    blocks: list[Block] = [
+        Text(
+            f"{len(full.images)} test scans. In brackets stand 95 % intervals: the scans are resampled. ↑ higher is "
+            "better, ↓ lower is."
+        )
+    ]
+    for title, found, paper in _both(full):
+        rows = {DECODED: found.summary()}
+        blocks.append(_table(title, "", rows, found, {PAPER: paper[FULL.name]} if published else {}))
+    return Section("How good the decodes are", tuple(blocks))
+
+
+def kinds(full: Condition, labels: Sequence[str] | NDArray[Any]) -> Section:
+    """Every measure by the stimuli's kinds."""
+    blocks: list[Block] = [Text("In identification, the others stay the stimuli of all kinds.")]
+    for title, found, _ in _both(full):
+        blocks.append(_table(title, "kind", found.by(labels), found, counts=True))
+    return Section("By kind", tuple(blocks))
+
+
+def controls(full: Condition, found: Mapping[str, Condition]) -> Section:
+    """What comes out where nothing goes in, and whether it is within chance."""
+    checked = [
+        (f"{name} ({title.lower()}, {measure} {interval.text()})", interval.low <= chance <= interval.high)
+        for name, condition in found.items()
+        for title, part, _ in _both(condition)
+        for measure, interval in part.summary().items()
+        if (chance := part.metrics[measure].chance) is not None
+    ]
+    off = [what for what, within in checked if not within]
+    verdict = f"Of {len(checked)} intervals of the controls' identification, {len(off)} do not hold chance"
+    verdict += f": {'; '.join(off)}" if off else ""
+    blocks: list[Block] = [
+        Text(
+            "A generative model always draws something. Decoded here are scans that say nothing of the stimulus: "
+            "voxels shuffled within the scan, noise with each voxel's own mean and spread, and the mean training "
+            f"scan. {verdict}. Of intervals of 95 %, one in twenty is expected not to."
+        ),
+        *_conditions("control", {DECODED: full, **found}),
+    ]
+    for name, condition in found.items():
+        pictures = tuple((_decoded(one, name),) for one in condition.decoded[:SHOWN])
+        blocks.append(Pictures(name, pictures))
+    return Section("Controls", tuple(blocks))
+
+
+def ablations(full: Condition, found: Mapping[str, Condition]) -> Section:
+    """The paper's two tables, ours and its own, and what each variant lacks."""
+    blocks: list[Block] = [
+        Text(
+            "Z is the latent, C_I the image and C_T the text context. Without Z the loop starts from noise; Z alone "
+            "has nothing to guide it and goes straight to its decoder."
+        ),
+        *_conditions("variant", {FULL.name: full, **found}, best=True),
+    ]
+    for place, (title, own, paper) in enumerate(_both(full)):
+        lead = {f"full against {name}": own.against(_part(one, place)) for name, one in found.items()}
+        blocks += [
+            _table(f"{title}: full model minus variant, scan by scan", "comparison", lead, own),
+            Table(
+                f"{title}: {PAPER} of NSD (arXiv 2308.07428)",
+                ("variant", *paper[FULL.name]),
+                tuple((name, *row.values()) for name, row in paper.items()),
+            ),
+        ]
+    return Section("Ablations", tuple(blocks))
+
+
+def regions(
+    full: Condition, active: Mapping[str, Sequence[Decoded]], silenced: Mapping[str, Condition]
+) -> Section:
+    """One region active, and one silenced."""
+    blocks: list[Block] = [
+        Text(
+            "Active: a scan in which one region is up and every other voxel at its training mean, as strong as moves "
+            "the predictions as far as real scans do. Each picture is of another seed."
+        )
+    ]
+    blocks += [
+        Pictures(name, tuple((_decoded(one, name),) for one in decoded)) for name, decoded in active.items()
+    ]
+    blocks.append(Text("Silenced: the test scans with one region at its training mean."))
+    return Section("Regions", (*blocks, *_conditions("silenced", {"none": full, **silenced})))
+
+
+def method(evaluator: Evaluator, full: Condition, seconds: float) -> Section:
+    """What the measures mean, and what was run."""
+    subject, bundle = evaluator.subject, evaluator.bundle
+    rows = [
+        (f"{title[:-1].lower()}: {name}", metric.about, metric.arrow, "–" if chance is None else chance)
+        for title, found, _ in _both(full)
+        for name, metric, chance in _meanings(found)
+    ]
+    return Section(
+        "How this was made",
+        (
+            Table("Measures", ("measure", "what it is", "better", "chance"), tuple(rows)),
+            Text(
+                "CLIP guides the decoder, so it cannot be the only judge of what was decoded. Intervals take scans "
+                "for independent; identification compares them with each other, and its own are a little too narrow."
+            ),
+            Text(
+                f"unibrain-rt {__version__}, bundle {bundle.name} ({bundle.fingerprint()}), subject {subject.name} "
+                f"with {subject.voxels:,} voxels, preset {evaluator.preset}, seed {evaluator.seed}, engine "
+                f"{evaluator.engine.name}, {seconds:.0f} s."
+            ),
+        ),
+    )
+
+
+def _both(condition: Condition) -> list[tuple[str, Scores, Mapping[str, Mapping[str, float]]]]:
+    """Scores of pictures and, if there are any, of captions, with a title and the paper's table."""
+    found: list[tuple[str, Scores, Mapping[str, Mapping[str, float]]]] = [
+        ("Pictures", condition.images, PAPER_IMAGES)
+    ]
+    if condition.captions is not None:
+        found.append(("Captions", condition.captions, PAPER_CAPTIONS))
+    return found
+
+
+def _part(condition: Condition, place: int) -> Scores:
+    return _both(condition)[place][1]
+
+
+def _meanings(found: Scores) -> Iterable[tuple[str, Metric, float | None]]:
+    return ((name, found.metrics[name], found.metrics[name].chance) for name in found.values)
+
+
+def _conditions(first: str, conditions: Mapping[str, Condition], *, best: bool = False) -> list[Block]:
+    """A table of pictures and one of captions, a row a condition."""
+    example = next(iter(conditions.values()))
+    return [
+        _table(
+            title,
+            first,
+            {name: _part(one, place).summary() for name, one in conditions.items()},
+            found,
+            best=best,
+        )
+        for place, (title, found, _) in enumerate(_both(example))
+    ]
+
+
+def _table(
+    title: str,
+    first: str,
+    rows: Mapping[Any, Mapping[str, Interval]],
+    found: Scores,
+    foreign: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    best: bool = False,
+    counts: bool = False,
+) -> Table:
+    """A row a key, a column a measure of ``found``; ``foreign`` rows have what they have of them."""
+    names = list(found.values)
+    columns = {name: f"{name} {found.metrics[name].arrow}" for name in names}
+    cells: list[tuple[Cell, ...]] = []
+    for key, row in rows.items():
+        count: tuple[Cell, ...] = (next(iter(row.values())).n,) if counts else ()
+        cells.append((str(key), *count, *(row[name] for name in names)))
+    for key, published in (foreign or {}).items():
+        cells.append((key, *(published.get(name, "–") for name in names)))
+    return Table(
+        title,
+        (first, *(("n",) if counts else ()), *columns.values()),
+        tuple(cells),
+        _WITHOUT_SYNONYMS if found.notes.get("meteor_synonyms") is False else "",
+        {columns[name]: found.metrics[name].higher_is_better for name in names} if best else {},
+    )
+
+
+def _pair(evaluator: Evaluator, full: Condition, row: int) -> tuple[Picture, Picture]:
+    said = evaluator.dataset.captions[row][0]
+    return (
+        Picture(evaluator.stimuli[row], said, f"stimulus of scan {row}: {said}"),
+        _decoded(full.decoded[row], f"decoded from scan {row}"),
+    )
+
+
+def _decoded(one: Decoded, what: str) -> Picture:
+    assert one.image is not None, "pictures were asked for"
+    return Picture(one.image, one.caption or "", f"{what}: {one.caption}" if one.caption else what)

@@ -1,0 +1,273 @@
+"""A graph on the GPU: buffers there, and runs that are captured once and replayed.
+
+ONNX Runtime captures a graph for each ``gpu_graph_id``, of the addresses that were bound at its first run, and keeps
+it for the thread that ran it. So every session runs in a thread of its own, and every row of a program's tables lies
+at its own address under an id of its own: nothing is copied between steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from unibrain_rt.engines.base import Array, GraphSpec, Progress, Session, TensorSpec
+from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.host import turns
+from unibrain_rt.engines.onnxruntime import LOG_NOTHING, ONNX_TYPES, load
+from unibrain_rt.engines.onnxruntime_cuda.fused_kernels import kernels_in
+from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half
+from unibrain_rt.engines.onnxruntime_cuda.provider import (
+    on_device,
+    provider,
+    reason,
+    reported,
+    to_device,
+    to_host,
+)
+
+_NOT_CAPTURED = "-1"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """What a run is bound to, and its options: ``queued`` does not wait for the device."""
+
+    binding: Any
+    waiting: Any
+    queued: Any
+
+
+class CudaSession(Session):
+    """Buffers are OrtValues on the device. Tensors that are fed back own two, which swap roles every run.
+
+    ``kernels`` counts what the provider ran as one kernel, by operator, as far as the operators are in `kernels.FUSED`.
+    """
+
+    def __init__(
+        self,
+        onnxruntime: Any,
+        graph: GraphSpec,
+        free: int,
+        shared: Mapping[str, object],
+        tell: Callable[[str], None],
+        settle: Callable[[], None],
+        *,
+        graphs: bool,
+        options: Mapping[str, str],
+    ) -> None:
+        """
+        Args:
+            settle: waits until nothing runs on the device, so that a capture can begin.
+            graphs: capture what is run.
+            options: of the provider, instead of ours.
+
+        Raises:
+            EngineError: see `Engine.open`; or the device is out of memory.
+        """
+        super().__init__(graph, free)
+        self._onnxruntime, self._tell, self._settle = onnxruntime, tell, settle
+        self._graphs = graphs
+        self._half, self._instead = convolves_in_half(graph.path), options
+        self._ids = itertools.count(1)
+        self._turn, self._turns = 0, turns(graph)
+        self._values: dict[str, Any] = {}
+        for spec in (*graph.inputs, *graph.outputs):
+            if spec.name in shared:
+                self._values[spec.name] = _checked(shared[spec.name], spec, graph, free)
+            else:
+                zeros = np.zeros(spec.sized(free), spec.dtype)
+                self._values[spec.name] = on_device(onnxruntime, zeros, self._named(spec.name))
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
+        self._own: dict[int, Launch] = {}
+        # Of loads that fail ONNX Runtime leaves the beginning of a profile, too.
+        with tempfile.TemporaryDirectory(prefix="unibrain-rt-") as profiles:
+            self._native = self._load(Path(profiles))
+            self.kernels = self.in_thread(self._count_kernels).result()
+
+    def in_thread(self, work: Callable[[], T]) -> Future[T]:
+        """Have the session's own thread do it: what was captured can be replayed there alone."""
+        return self._worker.submit(work)
+
+    @property
+    def turn(self) -> int:
+        return self._turn
+
+    def rewind(self) -> None:
+        self._turn = 0
+
+    def run(self) -> None:
+        if self._graphs and self._turn not in self._own:
+            self._settle()
+        self.in_thread(self._run_once).result()
+
+    def buffer(self, name: str) -> object:
+        return self._values[self.graph.tensor(name).name]
+
+    def value(self, name: str, turn: int) -> Any:
+        """What a tensor is bound to at a turn."""
+        return self._values[self._turns[turn][name]]
+
+    def result(self, name: str, turn: int) -> Any:
+        """Where an output lies when the session has come to ``turn``: fed back, it is its input already."""
+        return self.value(self.graph.feedback.get(name, name), turn)
+
+    @property
+    def values(self) -> list[Any]:
+        """All that its tensors are bound to."""
+        return list(self._values.values())
+
+    @property
+    def written(self) -> list[Any]:
+        """What its runs write, at any turn."""
+        names = [*(spec.name for spec in self.graph.outputs), *self.graph.feedback.values()]
+        return [self._values[name] for name in names]
+
+    def after(self, turn: int, runs: int) -> int:
+        """The turn that so many runs from ``turn`` on lead to."""
+        return (turn + runs) % len(self._turns)
+
+    def prepare(self, turn: int, instead: Mapping[str, Any]) -> Launch:
+        """Bind a run at a turn, with other values for some inputs, and capture it. In the session's own thread.
+
+        It is run for that, as often as ONNX Runtime needs; what it writes is void.
+        """
+        if self._native is None:  # it could not be loaded anew, the last time
+            self._native = self._load()
+        launch = self._bind(turn, instead)
+        if not self._graphs:
+            return launch
+        try:
+            self._native.run_with_iobinding(launch.binding, launch.waiting)
+            return launch
+        except Exception as error:
+            why = reason(error)
+        del launch  # it holds the session, as the exception did
+        self._without_graphs(why)
+        return self._bind(turn, instead)
+
+    def launch(self, launches: Sequence[Launch], progress: Progress | None = None) -> None:
+        """Run all of them and wait for the last. In the session's own thread. Raises EngineError."""
+        for place, launch in enumerate(launches):
+            last = place == len(launches) - 1
+            with reported(f"graph {self.graph.name}"):
+                self._native.run_with_iobinding(launch.binding, launch.waiting if last else launch.queued)
+            if progress is not None:
+                progress(1)
+        self._turn = self.after(self._turn, len(launches))
+
+    @property
+    def native(self) -> Any:
+        """ONNX Runtime's session; another one after a capture was refused."""
+        return self._native
+
+    def _run_once(self) -> None:
+        if self._turn not in self._own:
+            self._own[self._turn] = self.prepare(self._turn, {})
+        self.launch([self._own[self._turn]])
+
+    def _load(self, profiles: Path | None = None) -> Any:
+        """ONNX Runtime's session; ``profiles``: a folder for the profile of its runs until that is ended."""
+        if self._graphs:
+            try:
+                return self._load_with(profiles, graphs=True)
+            except EngineError as error:
+                why = str(error)
+            native = self._load_with(profiles, graphs=False)
+            # The file is sound, so it was the capture that was refused.
+            self._graphs = False
+            self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
+            return native
+        return self._load_with(profiles, graphs=False)
+
+    def _load_with(self, profiles: Path | None, *, graphs: bool) -> Any:
+        name, options = provider(graphs=graphs, half=self._half)
+        providers = [(name, {**options, **self._instead})]
+        return load(self._onnxruntime, self.graph, self._options(profiles), providers, reason)
+
+    def _without_graphs(self, why: str) -> None:
+        """Begin again: a stream in which a capture broke is of no more use."""
+        self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
+        self._graphs = False
+        # The old one first: both may not fit, and nobody can allocate while its stream believes that it captures.
+        self._own, self._native = {}, None
+        self._native = self._load()
+
+    def _options(self, profiles: Path | None) -> Any:
+        options = self._onnxruntime.SessionOptions()
+        options.log_severity_level = LOG_NOTHING
+        # The host has little to do, and other sessions' threads need the cores to launch.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        if profiles is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profiles / "profile")
+        return options
+
+    def _count_kernels(self) -> Counter[str]:
+        """Run once, profiled and not captured. Later runs are not profiled."""
+        options = self._run_options(_NOT_CAPTURED, wait=True)
+        try:
+            with reported(f"graph {self.graph.name}"):
+                self._native.run_with_iobinding(self._binding(0, {}), options)
+        finally:
+            profile = Path(self._native.end_profiling())
+        try:
+            return kernels_in(profile)
+        except (OSError, ValueError) as error:
+            problem = f"onnxruntime's profile of it cannot be read ({error})"
+            raise EngineError(f"graph {self.graph.name}: {problem}") from error
+
+    def _bind(self, turn: int, instead: Mapping[str, Any]) -> Launch:
+        number = str(next(self._ids)) if self._graphs else _NOT_CAPTURED
+        return Launch(
+            self._binding(turn, instead),
+            self._run_options(number, wait=True),
+            self._run_options(number, wait=False),
+        )
+
+    def _binding(self, turn: int, instead: Mapping[str, Any]) -> Any:
+        with reported(f"graph {self.graph.name}"):
+            binding = self._native.io_binding()
+            for spec in self.graph.inputs:
+                value = instead[spec.name] if spec.name in instead else self.value(spec.name, turn)
+                binding.bind_ortvalue_input(spec.name, value)
+            for spec in self.graph.outputs:
+                binding.bind_ortvalue_output(spec.name, self.value(spec.name, turn))
+        return binding
+
+    def _run_options(self, number: str, *, wait: bool) -> Any:
+        options = self._onnxruntime.RunOptions()
+        options.log_severity_level = LOG_NOTHING
+        options.add_run_config_entry("gpu_graph_id", number)
+        if not wait:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
+
+    def _named(self, name: str) -> str:
+        return f"graph {self.graph.name}, {name}"
+
+    def _write_impl(self, name: str, value: Array) -> None:
+        array = np.ascontiguousarray(value, dtype=self.graph.tensor(name).dtype)
+        to_device(self.value(name, self._turn), array, self._named(name))
+
+    def _read_impl(self, name: str) -> Array:
+        return to_host(self.result(name, self._turn), self._named(name))
+
+
+def _checked(buffer: object, spec: TensorSpec, graph: GraphSpec, free: int) -> Any:
+    value: Any = buffer
+    try:
+        found = tuple(value.shape()), ONNX_TYPES.get(value.data_type())
+    except (AttributeError, TypeError):
+        found = None
+    if found != (spec.sized(free), spec.dtype):
+        raise EngineError(f"graph {graph.name}: the shared buffer of {spec.name} has another shape or type")
+    return value

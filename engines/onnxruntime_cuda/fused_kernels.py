@@ -1,0 +1,68 @@
+"""Which operators the GPU runs as one kernel, and which of those that a graph was made for are missing.
+
+Attention is exported as one node whose body is in the file, and layer normalisation as one standard node; ONNX Runtime
+has kernels of both for every type that we compute in. Without one the body is run instead: right, and slower, by how
+much depends on the sizes. So opening says it in a line and goes on, and it is an error where speed is what was asked
+for: in ``unibrain-rt build``, in the benchmark and in the tests. GELU and the rest that ONNX Runtime puts together by
+itself are counted and asked of nobody: which of them a version fuses is for that version to choose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from unibrain_rt.engines.onnx_file import read_onnx
+from unibrain_rt.engines.onnxruntime_cuda.provider import PROVIDER
+
+_ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
+_LAYER_NORMALIZATION = frozenset({"EmbedLayerNormalization", "LayerNormalization", "SkipLayerNormalization"})
+FUSED = (
+    _ATTENTION
+    | _LAYER_NORMALIZATION
+    | {
+        *(
+            "BiasAdd",
+            "BiasGelu",
+            "BiasSplitGelu",
+            "FastGelu",
+            "FusedConv",
+            "FusedMatMul",
+            "Gelu",
+            "GroupNorm",
+        ),
+        *("NhwcConv", "QuickGelu", "SkipGroupNorm"),
+    }
+)
+"""Operators that stand for several, where kernels of that name are run."""
+REQUIRED = {"attention nodes": _ATTENTION, "layer normalisations": _LAYER_NORMALIZATION}
+"""By what they are called in a sentence: operators that a file may hold, and the kernels that run them, be it as others
+of their kind. A flavour's other operators need no counting: without their kernels it cannot be loaded."""
+
+
+def kernels_in(profile: Path) -> Counter[str]:
+    """How many nodes of each operator in `FUSED` the provider ran, by ONNX Runtime's profile of one run."""
+    events = json.loads(profile.read_text(encoding="utf-8"))
+    nodes = {
+        (event["name"], event["args"]["op_name"])
+        for event in events
+        if event.get("cat") == "Node" and event["args"].get("provider") == PROVIDER
+    }
+    return Counter(operator for _, operator in nodes if operator in FUSED)
+
+
+def shortfall(path: Path, kernels: Mapping[str, int]) -> str | None:
+    """Which nodes of the graph's file have no kernel, as a sentence; None where all have one that need one.
+
+    Raises:
+        EngineError: the file is damaged.
+    """
+    promised = Counter(node.op_type for node in read_onnx(path).graph.nodes)
+    short = []
+    for title, names in REQUIRED.items():
+        found, wanted = (sum(counts.get(name, 0) for name in names) for counts in (kernels, promised))
+        if found < wanted:
+            short.append(f"{found} of {wanted} {title}")
+    return f"only {' and '.join(short)} have a kernel" if short else None

@@ -1,0 +1,182 @@
+"""A head of reduced rank: its predictions through the few directions in which those of unseen scans differ.
+
+With P the predictions of the training scans (N, T), calibrated and in units of each target's deviation, C, so that
+every target counts the same, the directions are the leading eigenvectors V of P.T P (reduced-rank regression), and the
+factors are ``left = W C V`` and ``right = V.T C⁻¹``. Of targets Y, all that directions depend on is ``Y C² Y.T``, so
+any root Q of it serves, ``Q Q.T = Y C² Y.T``: Y C itself where there are fewer targets than scans, else the Cholesky
+factor of the Gram matrix, which is summed over blocks. In components (`basis`, scores of lengths s)::
+
+    A = (s² + alpha)⁻¹ scores.T Q,   s A = E √λ V_Q.T       the model, and its predictions (R, q) as a singular value
+    left = axes s⁻¹ E √λ,   right = λ^-½ E.T s (s² + alpha)⁻¹ scores.T Y                               decomposition
+
+How much a rank keeps, training predictions do not tell: the directions were chosen for them. So a model of four fifths
+of the scans is reduced, and what each rank keeps of its predictions of the others is what the rank is chosen by. Which
+ranks the heads of a subject get is settled for all together (`ranks`); a smaller rank is the first columns of a larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dsyrk, ssyrk
+from scipy.linalg.lapack import dpstrf, spstrf
+
+from unibrain_rt.errors import InputError
+from unibrain_rt.export.subjects.ridge.basis import eigen
+from unibrain_rt.export.subjects.ridge.journal import Journal, Report
+
+if TYPE_CHECKING:
+    from unibrain_rt.export.subjects.ridge.fit import RidgeFit
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """Factors of one head: ``left`` (V, r), and ``right`` (r, T) a block at a time; what says most comes first."""
+
+    left: NDArray[Any]
+    right_of: NDArray[Any]  # (r, N): right is its product with what `columns` gives
+    columns: Callable[[], Iterator[tuple[slice, NDArray[Any]]]]  # (N, B) with their places
+    shares: NDArray[np.float64]  # (r,): of the held-out predictions' variance, kept by ranks 1, 2, ...
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    @property
+    def kept(self) -> float:
+        """Share of the held-out predictions' variance."""
+        return float(self.shares[-1])
+
+    def cut(self, rank: int) -> Reduced:
+        """The same with at most this rank."""
+        return Reduced(self.left[:, :rank], self.right_of[:rank], self.columns, self.shares[:rank])
+
+    def right(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Blocks (r, B) with their places; rows of calibrated units have length √T."""
+        for part, columns in self.columns():
+            yield part, self.right_of @ columns
+
+
+def reduce_fit(
+    fit: RidgeFit,
+    fidelity: float,
+    journal: Journal | None = None,
+    report: Report | None = None,
+) -> Reduced:
+    """The smallest rank whose held-out predictions keep the share ``fidelity`` of their variance, calibrated.
+
+    Raises `InputError` for a share that makes no sense.
+    """
+    check_fidelity(fidelity)
+    journal, say = journal or Journal(), report or (lambda what: None)
+    name = f"{fit.targets.name}.reduced"
+    kept = journal.find(name)
+    if kept is None or kept["asked"] != fidelity:
+        root = target_root(fit, journal, say)
+        shares = held_out_shares(fit, root)
+        lengths, width = np.sqrt(fit.basis.squares), fit.targets.count
+        shrinkage = (lengths / (fit.basis.squares + fit.alpha)).astype(root.dtype)
+        scores = _scores(fit)
+        squares, vectors = _leading(shrinkage[:, None] * (scores.T @ root))
+        rank = min(int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)))
+        vectors, squares = _filled(vectors[:, :rank], 0.0), _filled(squares[:rank], 1.0)
+        right_of = ((vectors * shrinkage[:, None]).T @ scores.T) * np.sqrt(width / squares)[:, None]
+        left = fit.basis.axes @ (vectors * np.sqrt(squares / width) / lengths[:, None])
+        kept = {
+            "asked": np.array(fidelity),
+            "left": left.astype(fit.targets.dtype),
+            "right_of": right_of.astype(fit.targets.dtype),
+            "shares": _of_length(shares, rank),
+        }
+        journal.enter(name, **kept)
+        say(f"{fit.targets.name}: rank {rank:,} keeps {kept['shares'][-1]:.4f} of held-out predictions")
+    return Reduced(kept["left"], kept["right_of"], fit.blocks, kept["shares"])
+
+
+def check_fidelity(fidelity: float) -> None:
+    """Raise `InputError` for a share of the variance that makes no sense."""
+    if not 0.0 < fidelity <= 1.0:
+        raise InputError(f"fidelity {fidelity}: give a share above 0 and up to 1")
+
+
+def held_out_shares(fit: RidgeFit, root: NDArray[Any]) -> NDArray[np.float64]:
+    """What ranks 1, 2, ... of a model of four fifths of the scans keep of its predictions of the others."""
+    folds = fit.held_out.folds
+    tested = np.zeros(len(root), bool)
+    for number, fold in enumerate(folds):
+        tested[fold] = number % min(5, folds.count) == 0
+    scores = _scores(fit)
+    # Products of all scans' scores are known: they are orthogonal.
+    own = -scores[tested].T @ scores[tested]
+    own[np.diag_indices_from(own)] += fit.basis.squares + fit.alpha * float(np.mean(~tested))
+    factor = cho_factor(own, overwrite_a=True, check_finite=False)
+    model = cho_solve(factor, scores[~tested].T @ root[~tested], overwrite_b=True, check_finite=False)
+    fitted, unseen = scores[~tested] @ model, scores[tested] @ model
+    total = float(np.einsum("ij,ij->", unseen, unseen, dtype=np.float64))
+    squares, vectors = _leading(fitted)
+    if total <= 0.0 or not len(squares):
+        return np.ones(0)
+    coordinates = unseen @ (fitted.T @ vectors) / np.sqrt(squares)
+    return np.cumsum(np.square(coordinates).sum(axis=0, dtype=np.float64)) / total
+
+
+def _scores(fit: RidgeFit) -> NDArray[Any]:
+    """(N, R), in the order and the type of the targets' blocks."""
+    return fit.basis.scores[fit.held_out.folds.order].astype(fit.targets.dtype)
+
+
+def _leading(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Squared singular values of (R, q), falling, and the vectors of length R that belong to them."""
+    if len(rows) <= rows.shape[1]:
+        return eigen(np.asfortranarray(rows @ rows.T))
+    squares, vectors = eigen(np.asfortranarray(rows.T @ rows))
+    return squares, (rows @ vectors) / np.sqrt(squares)
+
+
+def _of_length(shares: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    """Up to ``rank``, also where four fifths of the scans do not reach it; 1 where there is nothing to keep."""
+    last = shares[-1] if len(shares) else 1.0
+    return np.concatenate([shares[:rank], np.full(max(0, rank - len(shares)), last)])
+
+
+def _filled(values: NDArray[Any], filling: float) -> NDArray[Any]:
+    """At least one component: of a head that predicts nothing, one that is nothing."""
+    return values if values.shape[-1] else np.full((*values.shape[:-1], 1), filling, values.dtype)
+
+
+def target_root(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
+    """Q (N, q) with ``Q Q.T = Y C² Y.T``, Y the targets in the blocks' order and C their units."""
+    if fit.targets.count < fit.targets.scans:
+        units = fit.units.astype(fit.targets.dtype)
+        return np.concatenate([y * units[part] for part, y in fit.blocks()], axis=1)
+    gram = target_gram(fit, journal, say)
+    # With pivots: there may be fewer directions than scans, and centred targets have one less at least.
+    pstrf, largest = (dpstrf if gram.dtype == np.float64 else spstrf), float(np.diag(gram).max())
+    errors = len(gram) if gram.dtype == np.float64 else np.sqrt(len(gram))
+    factor, pivots, rank, _ = pstrf(
+        gram, tol=largest * errors * np.finfo(gram.dtype).eps, lower=1, overwrite_a=1
+    )
+    root = np.zeros((len(gram), max(1, rank)), gram.dtype)
+    root[pivots - 1, :rank] = np.tril(factor)[:, :rank]
+    return root
+
+
+def target_gram(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
+    """``Y C² Y.T`` (N, N), its lower triangle, summed over blocks of targets Y in units C."""
+    name = f"{fit.targets.name}.gram"
+    scans, dtype = fit.targets.scans, fit.targets.dtype
+    kept = journal.find(name) or {"gram": np.zeros((scans, scans), dtype, order="F"), "done": np.array(0)}
+    gram, done = np.asfortranarray(kept["gram"]), int(kept["done"])
+    syrk = dsyrk if dtype == np.float64 else ssyrk
+    for part, y in fit.blocks(done):
+        calibrated = y * fit.units[part].astype(dtype)
+        gram = syrk(1.0, calibrated.T, 1.0, gram, trans=1, lower=1, overwrite_c=1)
+        if journal.due:
+            journal.enter(name, gram=gram, done=part.stop)
+        say(f"{fit.targets.name}: compared {part.stop:,} of {fit.targets.count:,} targets")
+    return gram
