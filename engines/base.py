@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ class Call:
     ``tables`` maps an input to rows (runs, *shape): run i reads row i. ``takes`` maps an input to the output of
     another session's earlier call, which it reads from the first run on. ``starts`` does so for an input that is fed
     back: the first run reads it there, all others what their own session gave; the other session's call may also be in
-    a program that was started before. ``counted`` runs are those that progress is told of.
+    a program that was started before. ``counted`` runs are those that progress is told of. ``name`` is what the call's
+    time stands under in `Program.milliseconds`; by default the graph's name.
     """
 
     session: Session
@@ -154,6 +155,11 @@ class Call:
     takes: Mapping[str, tuple[Session, str]] = field(default_factory=dict)
     starts: Mapping[str, tuple[Session, str]] = field(default_factory=dict)
     counted: bool = True
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.session.graph.name)
 
 
 class Program(ABC):
@@ -164,8 +170,9 @@ class Program(ABC):
         self.calls = tuple(replace(call, tables=_cast_tables(call)) for call in calls)
         for call in self.calls:
             _check_given(call)
-        self.milliseconds: tuple[float, ...] = (0.0,) * len(self.calls)
-        """How long each call of the last run took, on the device's own clock where it has one."""
+        self.milliseconds: dict[str, float] = {}
+        """How long the calls of the last run took, by `Call.name`, on the device's own clock where it has one."""
+        self._note([0.0] * len(self.calls))
 
     @abstractmethod
     def start(self, progress: Progress | None = None) -> None:
@@ -182,6 +189,13 @@ class Program(ABC):
         Raises:
             EngineError: the back end failed.
         """
+
+    def _note(self, spent: Iterable[float]) -> None:
+        """Keep what each call took, in their order; calls of one name add up."""
+        times: dict[str, float] = {}
+        for call, milliseconds in zip(self.calls, spent, strict=True):
+            times[call.name] = times.get(call.name, 0.0) + milliseconds
+        self.milliseconds = times
 
 
 class HostProgram(Program):
@@ -203,7 +217,7 @@ class HostProgram(Program):
                     progress(1)
             session.rest()
             spent.append((time.perf_counter() - begun) * 1000)
-        self.milliseconds = tuple(spent)
+        self._note(spent)
 
     def finish(self) -> None:
         """Nothing is left to wait for."""

@@ -77,8 +77,10 @@ class EngineVariant(Variant):
                 "coefficients": rows.coefficients.astype(np.float32),
                 "modulation": times.read(f"{flow}_modulation")[start:end, None],
             }
-            calls[flow], start = Call(self._steps[flow], len(rows.timesteps), read), end
-        decoding = Call(self._autokl, takes={"latent": (self._steps["image"], "next_latent")})
+            calls[flow] = Call(self._steps[flow], len(rows.timesteps), read, name=f"{flow}_loop")
+            start = end
+        taken = {"latent": (self._steps["image"], "next_latent")}
+        decoding = Call(self._autokl, takes=taken, name="autokl")
         program = self._engine.program
         self._programs[preset] = _Programs(program([calls["image"], decoding]), program([calls["text"]]))
 
@@ -113,7 +115,7 @@ class EngineVariant(Variant):
             if set(its) & set(only):
                 program.start()
                 program.finish()
-                found.update(zip(its, program.milliseconds, strict=True))
+                found.update(program.milliseconds)
         if "tokens" in only:
             found["tokens"] = _milliseconds(lambda: self._write(scan.latents["text"], scan.tokens))
         return {stage: found[stage] for stage in only}

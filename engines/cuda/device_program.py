@@ -106,9 +106,7 @@ class DeviceProgram(Program):
             for buffer in (*self._reads(), *self._written_at):
                 buffer.readers.discard(self._end)
                 buffer.writers.difference_update(self._marks)
-        self.milliseconds = tuple(
-            end.since(start) for start, end in zip(self._marks, self._marks[1:], strict=False)
-        )
+        self._note(end.since(start) for start, end in zip(self._marks, self._marks[1:], strict=False))
         if self._progress is not None:
             # The device does not tell the host of single runs.
             self._progress(sum(call.runs for call in self.calls if call.counted))

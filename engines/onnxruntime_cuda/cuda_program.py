@@ -138,7 +138,7 @@ class CudaProgram(Program):
         finally:
             for end in ends:  # nobody waits for what failed
                 end.set()
-        self.milliseconds = tuple(spent)
+        self._note(spent)
 
 
 def _of_this_engine(session: Session) -> CudaSession:

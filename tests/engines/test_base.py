@@ -265,7 +265,7 @@ def test_a_program_runs_its_calls_in_order_row_by_row(tmp_path: Path) -> None:
     assert told == [1, 1, 1]
     assert first.events == ["run", "run", "run", "rest"]
     assert len(program.milliseconds) == 2
-    assert all(spent >= 0 for spent in program.milliseconds)
+    assert all(spent >= 0 for spent in program.milliseconds.values())
 
 
 def test_what_is_fed_back_starts_from_what_another_gave(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_program_is_run_captured_and_replayed(stand: Any, tmp_path: Path) -> N
         np.testing.assert_array_equal(after.read("twice"), 2 * now)
         assert program.captured == (start > 1)
         assert len(program.milliseconds) == 2
-        assert all(spent > 0 for spent in program.milliseconds)
+        assert all(spent > 0 for spent in program.milliseconds.values())
     assert counted == [RUNS] * 5
     assert [kind for kind, _ in trace].count("cudaGraphLaunch") == 1
     assert next(details["nodes"] for kind, details in trace if kind == "cudaGraphLaunch") == RUNS + 1 + 3
