@@ -21,7 +21,7 @@ from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.memory import PeakMemory
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.graph_size import decode_memory
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 _DECODE = "import sys; from unibrain_rt.benchmarks.decode_memory import decode; decode(*sys.argv[1:])"
 

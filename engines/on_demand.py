@@ -39,7 +39,7 @@ class OnDemandSession(Session):
             for spec in (*graph.inputs, *graph.outputs)
             if spec.name not in self._fed_back
         }
-        self._kept: dict[str, Array] = {}
+        self._kept: dict[str, Array] = {}  # what the graph is given when it wakes
         self._session: Session | None = None
 
     def _awake(self) -> Session:
@@ -47,6 +47,7 @@ class OnDemandSession(Session):
             self._session = self._engine.open(self.graph, free=self.free, shared=self._buffers)
             for name, value in self._kept.items():
                 self._session.write(name, value)
+            self._kept = {}
         return self._session
 
     def rewind(self) -> None:
@@ -67,13 +68,16 @@ class OnDemandSession(Session):
         return self._buffers[self.graph.tensor(name).name]
 
     def _write_impl(self, name: str, value: Array) -> None:
-        self._awake().write(name, value)
+        if self._session is not None:
+            self._session.write(name, value)
+        else:
+            self._kept[name] = value.astype(self.graph.tensor(name).dtype)  # a copy
 
     def _read_impl(self, name: str) -> Array:
         if self._session is not None:
             return self._session.read(name)
-        if name not in self._fed_back:
-            return self._engine.fetch(self._buffers[name])
         # After a run, an output that is fed back lies in its input.
         source = self.graph.feedback.get(name, name)
-        return self._kept[source].copy() if source in self._kept else self._awake().read(name)
+        if source in self._kept:
+            return self._kept[source].copy()
+        return self._awake().read(name) if name in self._fed_back else self._engine.fetch(self._buffers[name])

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from unibrain_rt.bundle import Bundle as Bundle
     from unibrain_rt.decoder import Decoder as Decoder
-    from unibrain_rt.decoder import Reconstruction as Reconstruction
     from unibrain_rt.errors import UnibrainError as UnibrainError
+    from unibrain_rt.reconstruction import Reconstruction as Reconstruction
     from unibrain_rt.scans import read_scans as read_scans
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ __all__ = ["Bundle", "Decoder", "Reconstruction", "UnibrainError", "__version__"
 _HOMES = {
     "Bundle": "bundle",
     "Decoder": "decoder",
-    "Reconstruction": "decoder",
+    "Reconstruction": "reconstruction",
     "UnibrainError": "errors",
     "read_scans": "scans",
 }

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unibrain_rt.captions import VOCABULARY
 from unibrain_rt.engines.base import GraphSpec, TensorSpec
 from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.flows import FLOWS, Flow
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
@@ -126,6 +127,11 @@ class Bundle:
     def has_captions(self) -> bool:
         """Whether captions can be decoded: Optimus and the GPT-2 vocabulary are there."""
         return "optimus_decode" in self.graphs and "gpt2" in self.tokenizers
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """The flows that a decode runs: without captions, the text flow has no end."""
+        return FLOWS if self.has_captions else ("image",)
 
     def preset(self, name: str) -> Preset:
         """The preset called ``name``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -20,9 +20,9 @@ class Clock:
         yield
         self._stages[stage] = (time.perf_counter() - begun) * 1000
 
-    def add(self, *stages: str, spent: Sequence[float]) -> None:
-        """Time of stages, in milliseconds, that was spent elsewhere."""
-        for stage, more in zip(stages, spent, strict=True):
+    def add(self, stages: Mapping[str, float]) -> None:
+        """Milliseconds of stages that another clock took."""
+        for stage, more in stages.items():
             self._stages[stage] = self._stages.get(stage, 0.0) + more
 
     @property

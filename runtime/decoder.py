@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +18,36 @@ from unibrain_rt.clock import Clock
 from unibrain_rt.engines import Engine, NotFiniteError, Progress, create_engine
 from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import InputError
-from unibrain_rt.loops import Float
-from unibrain_rt.presets import Flow, Preset
+from unibrain_rt.flows import INPUTS, checked_inputs
+from unibrain_rt.presets import Preset
+from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.ridge_graph import ridge_graphs
-from unibrain_rt.samplers import seeded_noise
-from unibrain_rt.stages import FLOW_NAME, Stages, decode_graphs, step_graph
+from unibrain_rt.sessions import Sessions, decode_graphs
+from unibrain_rt.stages import Stages
 from unibrain_rt.subject import Subject
 
-NOISE_STREAM: dict[Flow, int] = {"image": 0, "caption": 1}
 CAPTION_STREAM = 2
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What one scan decodes to.
-
-    ``image`` is uint8 (H, W, 3); ``caption`` is None where the bundle cannot write captions. ``timings_ms`` is the time
-    of each stage, and ``total`` the wall time of all: less than their sum where an engine runs two at once.
-    ``predictions`` are the latents and contexts that the ridge heads gave, without a batch axis. ``fallbacks`` are the
-    graphs that had to be computed in fp32.
-    """
-
-    image: NDArray[np.uint8]
-    caption: str | None
-    seed: int
-    preset: str
-    engine: str
-    bundle: str
-    subject: str
-    timings_ms: dict[str, float]
-    predictions: dict[str, Float]
-    tokens: tuple[int, ...]
-    fallbacks: tuple[str, ...] = ()
-
-    def record(self) -> dict[str, Any]:
-        """What is written beside the picture as JSON."""
-        return {
-            "caption": self.caption,
-            "seed": self.seed,
-            "preset": self.preset,
-            "engine": self.engine,
-            "bundle": self.bundle,
-            "subject": self.subject,
-            "image_size": [self.image.shape[1], self.image.shape[0]],
-            "timings_ms": {stage: round(value, 3) for stage, value in self.timings_ms.items()},
-            **({"fallbacks": list(self.fallbacks)} if self.fallbacks else {}),
-        }
+"""Of the seed, what sampled captions draw from; the flows' noise has the streams before it."""
 
 
 class Decoder:
-    """A bundle's graphs, loaded once, and a subject's ridge heads: decodes any number of scans."""
+    """A bundle's graphs, loaded once, and a subject's ridge heads: decodes any number of scans.
+
+    Threads may share a decoder: it decodes one scan at a time, and others wait for their turn. So do the decoders that
+    `sampling` and `reading` make of it, whose graphs lie in the same memory.
+    """
 
     def __init__(
         self, bundle: Bundle, subject: Subject, engine: Engine, preset_name: str, captions: CaptionOptions
     ) -> None:
         self.bundle, self.subject, self.engine = bundle, subject, engine
-        self.preset_name = preset_name
-        self._preset, self._captions = bundle.preset(preset_name), captions
-        self._fallen_back: frozenset[str] = frozenset()
-        self._stages = Stages(bundle, engine, self._preset, captions, subject)
+        self.preset_name, self._preset = preset_name, bundle.preset(preset_name)
+        self._turn = _Turn()
+        self._sessions = [Sessions(bundle, engine, captions)]
+        self._stages: dict[tuple[Sessions, tuple[str, ...]], Stages] = {}
+        self._stages_of(self._sessions[0], INPUTS)
+        if bundle.has_captions:
+            _ = self._sessions[0].writer  # what is wrong with a bundle is found now, not in the first scan
 
     @classmethod
     def open(
@@ -130,21 +102,12 @@ class Decoder:
     @property
     def steps(self) -> int:
         """Denoising steps of one scan, both flows together; what a progress bar counts."""
-        return sum(len(loop) for loop in self._stages.loops.values())
-
-    @property
-    def unconditional(self) -> dict[str, Float]:
-        """The contexts, without a batch axis, of the black image and of the empty caption."""
-        return {name: nothing[0] for name, nothing in self._stages.unconditional.items()}
+        return sum(len(loop) for loop in self._stages_of(self._sessions[0], INPUTS).loops.values())
 
     def sampling(self, preset: Preset, name: str) -> Decoder:
-        """This decoder with other sampler settings, called ``name``.
-
-        Both have the same graphs in the same memory: let one finish a scan before the other begins.
-        """
+        """This decoder with other sampler settings, called ``name``, on the same graphs in the same memory."""
         other = copy.copy(self)
-        other.preset_name, other._preset = name, preset
-        other._stages = self._stages.sampling(preset)
+        other.preset_name, other._preset, other._stages = name, preset, {}
         return other
 
     def reading(self, subject: Subject) -> Decoder:
@@ -155,45 +118,79 @@ class Decoder:
             EngineError: the back end cannot open the subject's graph.
         """
         other = copy.copy(self)
-        other.subject, other._stages = subject, self._stages.reading(subject)
+        other.subject, other._stages = subject, {}
+        other._stages_of(self._sessions[0], INPUTS)
         return other
 
     def decode(
-        self, voxels: NDArray[Any], *, seed: int = 0, progress: Progress | None = None
+        self,
+        voxels: NDArray[Any],
+        *,
+        seed: int = 0,
+        inputs: Collection[str] = INPUTS,
+        progress: Progress | None = None,
     ) -> Reconstruction:
         """Decode one scan.
 
-        The result depends on the scan, the seed, the preset and the bundle alone: a scan decodes the same by itself
-        as among a thousand.
+        The result depends on the scan, the seed, the preset, the inputs and the bundle alone: a scan decodes the same
+        by itself as among a thousand.
 
         Args:
             voxels: betas (voxels,) in % signal change, in the order of the subject's mask.
             seed: of the noise and of sampled captions.
+            inputs: which of ``image_latent``, ``text_latent``, ``image_context`` and ``text_context`` are used, as in
+                the paper's ablations. A context alone has all the weight; without its latent, a flow starts from noise
+                alone; latents without a context go straight to their decoders.
+            progress: called with the number of denoising steps just done.
 
-        Where numbers of a graph in half precision are not finite, the decode is done again with that graph in fp32,
-        if the bundle has it so.
+        Where numbers of a graph in half precision are not finite, the scan is decoded again with that graph in fp32, if
+        the bundle has it so; the next scan begins with half precision again.
 
         Raises:
-            InputError: the voxels do not fit the subject or are not finite.
+            InputError: the voxels do not fit the subject or are not finite, or there is no such input or seed.
             EngineError: a graph gave numbers that are not finite.
         """
-        while True:
-            try:
-                return self._decode(voxels, seed, progress)
-            except NotFiniteError as error:
-                if not self._fall_back(error.graphs):
-                    raise
+        used = checked_inputs(inputs, self.bundle.flows)
+        betas = _one_scan(voxels)
+        with self._turn.taken():
+            sessions = self._sessions[0]
+            while True:
+                try:
+                    return self._decode(self._stages_of(sessions, used), betas, seed, used, progress)
+                except NotFiniteError as error:
+                    if not (graphs := self._with_fp32_form(error.graphs) - sessions.in_fp32):
+                        raise
+                    sessions = self._falling_back(sessions, graphs)
 
-    def _decode(self, voxels: NDArray[Any], seed: int, progress: Progress | None) -> Reconstruction:
-        clock = Clock()
-        begin = self._begin_on_host if self._stages.ridge is None else self._begin_on_device
-        predicted = begin(voxels, seed, progress, clock)
+    def _decode(
+        self,
+        stages: Stages,
+        betas: NDArray[Any],
+        seed: int,
+        inputs: tuple[str, ...],
+        progress: Progress | None,
+    ) -> Reconstruction:
+        clock, captioning = Clock(), Clock()
+        caption: str | None = None
+        tokens: list[int] = []
+        latents = {}
+        with clock("ridge"):
+            stages.begin(betas, seed)
         try:
-            image, caption, tokens = self._end(seed, clock)
+            with stages.running(progress):
+                # The text flow is the shorter one: where an engine runs both at once, its caption is written while the
+                # image is still denoised.
+                if "text" in self.bundle.flows:
+                    latents["text"] = stages.text_latent()
+                    with captioning("caption"):
+                        caption, tokens = stages.write(latents["text"], _caption_generator(seed))
+            latents["image"] = stages.image_latent()
+            image = stages.picture()
         except NotFiniteError:
-            predicted()  # what the scan or the heads are to blame for is not a graph's
+            stages.heads.predictions()  # what the scan or the heads are to blame for is not a graph's
             raise
-        predictions = predicted()
+        clock.add(stages.milliseconds)
+        clock.add(captioning.stages)
         return Reconstruction(
             image=image,
             caption=caption,
@@ -203,140 +200,54 @@ class Decoder:
             bundle=self.bundle.name,
             subject=self.subject.name,
             timings_ms=clock.finished(),
-            predictions=predictions,
+            predictions=stages.heads.predictions(),
+            latents={flow: latent[0] for flow, latent in latents.items()},
             tokens=tuple(tokens),
-            fallbacks=tuple(sorted(self._fallen_back)),
+            inputs=inputs,
+            fallbacks=tuple(sorted(stages.in_fp32)),
         )
 
-    def _begin_on_host(
-        self, voxels: NDArray[Any], seed: int, progress: Progress | None, clock: Clock
-    ) -> Callable[[], dict[str, Float]]:
-        """Start both flows of a scan, with heads that are applied here; the result gives their predictions."""
-        stages = self._stages
-        with clock("ridge"):
-            predictions = self.predict(voxels)
-        with clock("context"):
-            self.guide(predictions)
-        # Both flows are begun before either is awaited: an engine may run them at the same time.
-        self._load("image", predictions["image_latent"], seed)
-        stages.picture_program.start(progress)
-        if stages.caption_program is not None:
-            self._load("caption", predictions["text_latent"], seed)
-            stages.caption_program.start(progress)
-        return lambda: predictions
+    def _stages_of(self, sessions: Sessions, inputs: tuple[str, ...]) -> Stages:
+        key = (sessions, inputs)
+        if key not in self._stages:
+            self._stages[key] = Stages(sessions, self.subject, self._preset, inputs)
+        return self._stages[key]
 
-    def _begin_on_device(
-        self, voxels: NDArray[Any], seed: int, progress: Progress | None, clock: Clock
-    ) -> Callable[[], dict[str, Float]]:
-        """The same with heads on the engine's device: it gets voxels and noise, and gives predictions at the end."""
-        stages = self._stages
-        ridge = stages.ridge
-        assert ridge is not None, "else the heads are applied on the host"
-        with clock("ridge"):
-            z = self.subject.z_scores(_one_scan(voxels))
-            noise = {FLOW_NAME[flow]: self._noise(flow, seed) for flow in stages.loops}
-            ridge.load(z, noise)
-            for loop in stages.loops.values():
-                loop.rewind()
-        stages.picture_program.start(progress)
-        if stages.caption_program is not None:
-            stages.caption_program.start(progress)
-        return lambda: ridge.predictions(z)
+    def _with_fp32_form(self, graphs: Collection[str]) -> frozenset[str]:
+        return frozenset(name for name in graphs if self.bundle.graph(name).fallback is not None)
 
-    def _end(self, seed: int, clock: Clock) -> tuple[NDArray[np.uint8], str | None, list[int]]:
-        """Image, caption and tokens of what was begun.
+    def _falling_back(self, sessions: Sessions, graphs: frozenset[str]) -> Sessions:
+        """These sessions with more graphs in fp32; they stay open for other scans that need the same."""
+        wanted = sessions.in_fp32 | graphs
+        for known in self._sessions:
+            if known.in_fp32 == wanted:
+                return known
+        self._sessions.append(sessions.with_fallbacks(graphs))
+        return self._sessions[-1]
 
-        The caption's flow is the shorter one: where an engine runs both at once, its tokens are written while the image
-        is still denoised.
-        """
-        stages = self._stages
-        caption: str | None = None
-        tokens: list[int] = []
-        captioning = Clock()
-        try:
-            if stages.caption_program is not None:
-                stages.caption_program.finish()
-                captioning.add("caption_loop", spent=stages.caption_program.milliseconds)
-                with captioning("caption"):
-                    caption, tokens = self.describe(self._denoised("caption"), seed)
-        finally:  # nothing may be under way when this ends, however it ends
-            stages.picture_program.finish()
-        spent = stages.picture_program.milliseconds
-        clock.add(*("ridge", "context", "image_loop", "autokl")[-len(spent) :], spent=spent)
-        clock.add(*captioning.stages, spent=list(captioning.stages.values()))
-        self._denoised("image")
-        return self._picture(), caption, tokens
 
-    def predict(self, voxels: NDArray[Any]) -> dict[str, Float]:
-        """The ridge heads' latents and contexts, without a batch axis, of betas (voxels,); see ``decode``.
+class _Turn:
+    """One decode at a time, of whatever threads share the graphs."""
 
-        They are applied on the host, whatever the engine.
-        """
-        betas = _one_scan(voxels)
-        return {name: head[0] for name, head in self.subject.predict(betas[None]).items()}
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
 
-    def guide(self, contexts: Mapping[str, Float]) -> None:
-        """Let ``image_context`` and ``text_context`` guide what is denoised from now on."""
-        context = self._stages.context
-        for name, nothing in self._stages.unconditional.items():
-            context.write(name, np.concatenate([nothing, contexts[name][None]]))
-        context.run()
-        context.rest()
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for one's turn, and hold it. Raises RuntimeError in a thread that holds it already."""
+        if self._owner == threading.get_ident():  # only this thread can have written its own number
+            raise RuntimeError("a decode cannot begin inside another, such as in its progress")
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = None
 
-    def denoise(self, flow: Flow, start: Float, seed: int, progress: Progress | None = None) -> Float:
-        """One flow's latent, (1, …), from the predicted one ``start`` (…) under the contexts of ``guide``."""
-        self._load(flow, start, seed)
-        program = self._stages.programs[flow]
-        program.start(progress)
-        program.finish()
-        return self._denoised(flow)
 
-    def render(self, latent: Float) -> NDArray[np.uint8]:
-        """The image (H, W, 3) of an image latent (1, C, h, w)."""
-        autokl = self._stages.autokl
-        autokl.write("latent", latent)
-        autokl.run()
-        autokl.rest()
-        return self._picture()
-
-    def describe(self, latent: Float, seed: int) -> tuple[str, list[int]]:
-        """The caption, and its tokens, of a text latent (1, D). Only where the bundle has captions."""
-        writer = self._stages.writer
-        if writer is None:
-            raise InputError(f"{self.bundle.name} writes no captions: export it with Optimus' vocabulary")
-        rng = np.random.Generator(np.random.Philox(key=[seed, CAPTION_STREAM]))
-        tokens = writer.tokens(latent, rng)
-        return writer.caption(tokens), tokens
-
-    def _load(self, flow: Flow, start: Float, seed: int) -> None:
-        loop = self._stages.loops[flow]
-        loop.load(start[None], self._noise(flow, seed))
-
-    def _noise(self, flow: Flow, seed: int) -> Float:
-        return seeded_noise(seed, NOISE_STREAM[flow], self._stages.loops[flow].shape)
-
-    def _denoised(self, flow: Flow) -> Float:
-        latent = self._stages.loops[flow].latent()
-        if not np.isfinite(latent).all():
-            raise NotFiniteError(f"the {flow} loop", "unet_context", "unet_time", step_graph(flow))
-        return latent
-
-    def _picture(self) -> NDArray[np.uint8]:
-        image = self._stages.autokl.read("image")[0]
-        if not np.isfinite(image).all():
-            raise NotFiniteError("the image decoder", "autokl_decode")
-        pixels: NDArray[np.uint8] = np.round(image.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
-        return pixels
-
-    def _fall_back(self, graphs: Sequence[str]) -> bool:
-        """Open these graphs again in fp32, those that have such a form; whether any was not yet."""
-        new = {name for name in graphs if self.bundle.graph(name).fallback is not None} - self._fallen_back
-        if new:
-            self._fallen_back |= new
-            self._stages = Stages(
-                self.bundle, self.engine, self._preset, self._captions, self.subject, self._fallen_back
-            )
-        return bool(new)
+def _caption_generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, CAPTION_STREAM]))
 
 
 def _one_scan(voxels: NDArray[Any]) -> NDArray[Any]:

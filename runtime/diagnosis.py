@@ -19,7 +19,7 @@ from unibrain_rt.errors import BundleError
 from unibrain_rt.graph_size import DecodeMemory, decode_memory
 from unibrain_rt.platform_facts import ROOT, Gpus, Jetson, Memory, Processor
 from unibrain_rt.ridge_graph import ridge_graphs
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 OK, WARNING, PROBLEM, NOTHING = "ok", "warning", "problem", "–"
 """States of a check; the last is of what is not there and need not be."""

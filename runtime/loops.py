@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,15 +38,10 @@ class DenoisingLoop:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def call(self) -> Call:
-        """All steps, for a program."""
+    def call(self, name: str, starts: Mapping[str, tuple[Session, str]] | None = None) -> Call:
+        """All steps, for a program; ``starts`` may name another session's output that ``latent`` begins as."""
         tables = {"coefficients": self._rows, "modulation": self._modulation[:, None]}
-        return Call(self._session, len(self), tables)
-
-    def call_from(self, source: Session, output: str) -> Call:
-        """All steps, from a noised latent that another session gives."""
-        return replace(self.call, starts={"latent": (source, output)})
+        return Call(self._session, len(self), tables, starts=starts or {}, name=name)
 
     def load(self, start: Float, noise: Float) -> None:
         """Noise ``start`` to the table's first level, from where a program denoises it; both are of ``shape``."""
@@ -85,11 +80,7 @@ class CaptionWriter:
     def tokens(self, latent: Float, rng: np.random.Generator) -> list[int]:
         """The caption's tokens, <BOS> and <EOS> included, at most ``options.max_tokens``."""
         session, options = self._session, self._options
-        session.rewind()
-        session.write("latent", latent)
-        session.write("position", 1)
-        session.write("key_cache", 0.0)
-        session.write("value_cache", 0.0)
+        self._restart(latent)
         tokens = [self._detokenizer.bos]
         session.write("token", tokens[-1])
         while len(tokens) < min(options.max_tokens, self._slots + 1) and tokens[-1] != self._detokenizer.eos:
@@ -102,6 +93,21 @@ class CaptionWriter:
             raise NotFiniteError("the caption decoder", session.graph.name)
         session.rest()
         return tokens
+
+    def logits(self, latent: Float, tokens: Iterable[int]) -> Iterator[Float]:
+        """The logits (vocabulary,) after each of ``tokens``, whatever the likeliest one would have been."""
+        self._restart(latent)
+        for token in tokens:
+            self._session.write("token", int(token))
+            self._session.run()
+            yield self._session.read("logits")[0]
+
+    def _restart(self, latent: Float) -> None:
+        self._session.rewind()
+        self._session.write("latent", latent)
+        self._session.write("position", 1)
+        self._session.write("key_cache", 0.0)
+        self._session.write("value_cache", 0.0)
 
     def _next(self, rng: np.random.Generator) -> int:
         if self._chosen:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.flows import CONTEXTS, INPUTS, Flow
 from unibrain_rt.manifest import Fields
 from unibrain_rt.samplers import SAMPLERS, SamplerTable, Schedule, build_table
-
-Flow = Literal["image", "caption"]
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,25 @@ class Preset:
             )
         return preset
 
-    def table(self, schedule: Schedule, flow: Flow) -> SamplerTable:
-        """The sampler's table for one flow.
+    def table(self, schedule: Schedule, flow: Flow, inputs: Collection[str] = INPUTS) -> SamplerTable:
+        """The sampler's table for one flow, where some of the inputs are used.
+
+        Without its latent, a flow starts from noise alone, at the schedule's beginning. A context that is used alone
+        has all the weight.
 
         Raises:
             BundleError: the settings are out of range.
         """
         ratio = self.image_ratio if flow == "image" else self.caption_image_ratio
+        contexts = [name for name in CONTEXTS if name in inputs]
+        if len(contexts) == 1:
+            ratio = 1.0 if contexts == ["image_context"] else 0.0
         try:
             return build_table(
                 schedule,
                 self.sampler,
                 self.steps,
-                self.strength,
+                self.strength if f"{flow}_latent" in inputs else 1.0,
                 self.guidance_scale,
                 self.guidance_interval,
                 ratio,

@@ -9,7 +9,7 @@ input                             what it is
 ``voxels``                        (1, V), z-scored: that and the checks of a scan are the host's
 ``<flow>_noise``                  as the flow's latent: the noise that it starts from
 ``<flow>_start_coefficients``     (2,): √ᾱ and √(1 − ᾱ) of the level that the flow's sampler starts at
-``unconditional_<flow>_context``  (1, L, D): the context of nothing; the same for all scans
+``unconditional_<flow>_context``  (1, L, D): the unconditional one; the same for all scans
 ================================  =======================================================================
 
 ================================  =======================================================================
@@ -19,24 +19,17 @@ output                            what it is
 ``noised_<flow>_latent``          the same under noise: where denoising begins
 ``guiding_<flow>_context``        (2, L, D): unconditional and predicted, as ``unet_context`` takes them
 ================================  =======================================================================
-
-Flows are called ``image`` and ``text`` here, as in all tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import Call, Engine, GraphSpec, Session, TensorSpec
+from unibrain_rt.engines import GraphSpec, TensorSpec
+from unibrain_rt.flows import FLOWS
 from unibrain_rt.subject import Subject
 from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
-
-Float = NDArray[np.float32]
-FLOWS = ("image", "text")
 
 
 def ridge_tensors(subject: Subject) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -75,42 +68,3 @@ def ridge_graphs(bundle: Bundle, subjects: Iterable[Subject]) -> list[tuple[Grap
     """The graphs of those of these subjects that have one, with the size of their free axes: there are none."""
     graphs = (ridge_graph(bundle, subject) for subject in subjects)
     return [(graph, 1) for graph in graphs if graph is not None]
-
-
-class RidgeStage:
-    """A subject's heads on the engine: what is before the contexts' graph and the loops."""
-
-    def __init__(
-        self, engine: Engine, graph: GraphSpec, subject: Subject, unconditional: Mapping[str, Float]
-    ) -> None:
-        """``unconditional``: ``image_context`` and ``text_context`` of nothing, (1, L, D). Raises EngineError."""
-        self._subject = subject
-        self.session: Session = engine.open(graph)
-        for name, nothing in unconditional.items():
-            self.session.write(f"unconditional_{name}", nothing)
-
-    def call(self, start_coefficients: Mapping[str, Float]) -> Call:
-        """One run, for a program; ``start_coefficients`` (2,) are by flow, and lie on the device from now on."""
-        tables = {f"{flow}_start_coefficients": row[None] for flow, row in start_coefficients.items()}
-        return Call(self.session, tables=tables, counted=False)
-
-    def load(self, z: Float, noise: Mapping[str, Float]) -> None:
-        """What the next run works on: z-scored voxels (1, V), and the noise of each flow, shaped as its latent."""
-        self.session.write("voxels", z)
-        for flow, values in noise.items():
-            self.session.write(f"{flow}_noise", values)
-
-    def predictions(self, z: Float) -> dict[str, Float]:
-        """What every head gave for ``z``, the voxels of the last run, without a batch axis.
-
-        Raises:
-            InputError: something is not finite, and the voxels are far from the subject's.
-            BundleError: something is not finite, and the heads are at fault.
-        """
-        found = {}
-        for name in self._subject.heads:
-            context = name.endswith("_context")
-            values = self.session.read(f"guiding_{name}" if context else name)[-1:]
-            self._subject.check_prediction(name, z, values)
-            found[name] = values[0]
-        return found

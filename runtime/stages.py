@@ -1,177 +1,162 @@
-"""A bundle's graphs, opened for one preset: what runs at each stage of a decode."""
+"""The stages of a decode as two programs: from voxels to a picture, and from a text latent to another.
+
+With all inputs in use, where the engine has a device and the subject a graph for it:
+
+    image program:  ridge ─▶ context ─▶ image loop ─▶ AutoKL
+    text program:      └────────┴─────▶ text loop
+
+Heads that the host applies stand before the programs instead of in them.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.bundle import Bundle
-from unibrain_rt.captions import CaptionOptions, Detokenizer
-from unibrain_rt.engines import Call, Engine, GraphSpec, Program, Session
-from unibrain_rt.errors import BundleError
-from unibrain_rt.loops import CaptionWriter, DenoisingLoop, check_feedback, shape_of
-from unibrain_rt.presets import Flow, Preset
-from unibrain_rt.ridge_graph import RidgeStage, ridge_graph
-from unibrain_rt.samplers import SamplerTable
+from unibrain_rt.engines import Call, NotFiniteError, Progress, Session
+from unibrain_rt.flows import CONTEXTS, FLOWS, Flow
+from unibrain_rt.heads import Float
+from unibrain_rt.presets import Preset
+from unibrain_rt.samplers import seeded_noise
+from unibrain_rt.sessions import Sessions, step_graph
 from unibrain_rt.subject import Subject
 
-FLOW_NAME: dict[Flow, str] = {"image": "image", "caption": "text"}
-"""What a flow is called in graphs and tensors."""
-CONTEXTS = ("image_context", "text_context")
-STEP_INPUTS = frozenset({"latent", "previous_x0", "modulation", "coefficients"})
-STEP_FEEDBACK = {"next_latent": "latent", "x0": "previous_x0"}
+
+@dataclass(frozen=True, eq=False)
+class _Entrance:
+    """An input of a session that the host writes for every scan: a constant, or an output of the heads."""
+
+    session: Session
+    name: str
+    output: str
+    constant: Float | None = None
 
 
 class Stages:
-    """The sessions of a decode, and the programs that run them.
+    """What a decode runs with one preset, one subject's heads and some of the inputs that they give.
 
-    ``programs`` are by flow: all its steps. A whole decode runs two others. ``picture_program`` is the image's steps
-    and its decoder; where the engine's buffers are on a device and the subject has a graph, its heads (``ridge``) and
-    the contexts are before them, so that a scan goes from voxels to picture without the host. ``caption_program`` is
-    the caption's steps, begun after it; what it needs of the heads it takes where they leave it. ``unconditional`` are
-    the contexts of nothing, (1, L, D) each. ``writer`` is None where the bundle cannot write captions.
+    A context that is not used is replaced by the unconditional one. A latent that is not used leaves its flow to start
+    from noise alone. Without a context there is nothing to denoise by: predicted latents go straight to their decoders,
+    and ``loops`` is empty.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        engine: Engine,
-        preset: Preset,
-        captions: CaptionOptions,
-        subject: Subject,
-        fallen_back: Set[str] = frozenset(),
-    ) -> None:
-        """``fallen_back`` names the graphs whose fp32 form is opened. Raises BundleError, EngineError."""
-        self._bundle, self._engine = bundle, engine
-        self._fallen_back = fallen_back
-        self.unconditional = dict(zip(CONTEXTS, bundle.unconditional_contexts(), strict=True))
-        self.context = self._open("unet_context")
-        self._steps = self._open_steps()
-        self.autokl = self._open("autokl_decode")
-        if shape_of(self.autokl.graph, "image", 4)[:2] != (1, 3):
-            raise BundleError(
-                "graph autokl_decode: does not give one picture of 3 colours; export the bundle again"
-            )
-        self.loops = self._make_loops(preset)
-        self.ridge = self._open_ridge(subject)
-        self._compose()
-        self.writer = None
-        if bundle.has_captions:
-            detokenizer = Detokenizer.load(bundle.tokenizers["gpt2"])
-            self.writer = CaptionWriter(self._open("optimus_decode"), detokenizer, captions)
+    def __init__(self, sessions: Sessions, subject: Subject, preset: Preset, inputs: Collection[str]) -> None:
+        """Raises BundleError, EngineError."""
+        self._sessions, self._inputs = sessions, inputs
+        self.loops = sessions.loops(preset, inputs) if set(CONTEXTS) & set(inputs) else {}
+        self.heads = sessions.heads(subject, {flow: self._start_coefficients(flow) for flow in self.loops})
+        self._entrances: list[_Entrance] = []
+        program = sessions.engine.program
+        self._image = program(self._image_calls())
+        self._text = program([self._loop("text")]) if "text" in self.loops else None
 
-    def sampling(self, preset: Preset) -> Stages:
-        """These stages, in the same memory, with other sampler settings."""
-        other = copy.copy(self)
-        other.loops = self._make_loops(preset)
-        other._compose()
-        return other
+    @property
+    def in_fp32(self) -> frozenset[str]:
+        """The graphs that compute in fp32 instead of half precision."""
+        return self._sessions.in_fp32
 
-    def reading(self, subject: Subject) -> Stages:
-        """These stages, in the same memory, with another subject's heads. Raises BundleError, EngineError."""
-        other = copy.copy(self)
-        other.ridge = self._open_ridge(subject)
-        if other.ridge is not self.ridge:  # without graphs, no program knows whose heads they are
-            other._compose()
-        return other
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """How long each stage of the last scan took."""
+        return {**self._image.milliseconds, **({} if self._text is None else self._text.milliseconds)}
 
-    def _compose(self) -> None:
-        """Make the programs."""
-        program = self._engine.program
-        self.programs: dict[Flow, Program] = {flow: program([loop.call]) for flow, loop in self.loops.items()}
-        decoding = Call(self.autokl, takes={"latent": (self._steps["image"], "next_latent")}, counted=False)
-        if self.ridge is None:
-            self.picture_program = program([self.loops["image"].call, decoding])
-            self.caption_program = self.programs.get("caption")
-            return
-        heads = self.ridge.session
-        levels = {FLOW_NAME[flow]: loop.start_coefficients for flow, loop in self.loops.items()}
-        taken = {name: (heads, f"guiding_{name}") for name in CONTEXTS}
-        calls = {
-            flow: loop.call_from(heads, f"noised_{FLOW_NAME[flow]}_latent")
-            for flow, loop in self.loops.items()
-        }
-        before = [self.ridge.call(levels), Call(self.context, takes=taken, counted=False)]
-        self.picture_program = program([*before, calls["image"], decoding])
-        self.caption_program = program([calls["caption"]]) if "caption" in calls else None
+    def begin(self, betas: NDArray[Any], seed: int) -> None:
+        """Give the graphs one scan, betas (V,), and the noise of ``seed``. Raises InputError, BundleError."""
+        self.heads.begin(
+            betas,
+            {flow: seeded_noise(seed, FLOWS.index(flow), loop.shape) for flow, loop in self.loops.items()},
+        )
+        for loop in self.loops.values():
+            loop.rewind()
+        for entrance in self._entrances:
+            value = self.heads.output(entrance.output) if entrance.constant is None else entrance.constant
+            entrance.session.write(entrance.name, value)
 
-    def _open_ridge(self, subject: Subject) -> RidgeStage | None:
-        """The subject's heads on the engine, if they can be there and fit the bundle's graphs."""
-        self._check_heads(subject)
-        graph = ridge_graph(self._bundle, subject) if self._engine.on_device else None
-        return None if graph is None else RidgeStage(self._engine, graph, subject, self.unconditional)
+    @contextmanager
+    def running(self, progress: Progress | None) -> Iterator[None]:
+        """Run both flows. Nothing is under way any more when this ends, however it ends. Raises EngineError."""
+        try:
+            # Both are begun before either is awaited: an engine may run them at the same time.
+            self._image.start(progress)
+            if self._text is not None:
+                self._text.start(progress)
+            yield
+        finally:
+            try:
+                if self._text is not None:
+                    self._text.finish()
+            finally:
+                self._image.finish()
 
-    def _check_heads(self, subject: Subject) -> None:
-        wanted = {name: nothing.shape[1:] for name, nothing in self.unconditional.items()}
-        wanted |= {f"{FLOW_NAME[flow]}_latent": loop.shape[1:] for flow, loop in self.loops.items()}
-        for head, shape in wanted.items():
-            found = subject.head_shape(head)
-            if tuple(found) != tuple(shape):
-                raise BundleError(
-                    f"subject {subject.name}: head {head} predicts {tuple(found)}, but this bundle takes "
-                    f"{tuple(shape)}; fit the subject on this bundle"
-                )
+    def text_latent(self) -> Float:
+        """What the text flow ended with, (1, D), as soon as it has. Raises EngineError."""
+        if self._text is None:
+            self._image.finish()  # the heads are among its calls
+            return self.heads.output("text_latent")
+        self._text.finish()
+        return self._denoised("text")
 
-    def _open(self, name: str, *, free: int = 1, shared: Mapping[str, object] | None = None) -> Session:
-        graph = self._bundle.graph(name)
-        if name in self._fallen_back:
-            graph = graph.in_fp32()
-        return self._engine.open(graph, free=free, shared=shared)
+    def write(self, latent: Float, rng: np.random.Generator) -> tuple[str, list[int]]:
+        """The caption, and its tokens, of a text latent (1, D). Raises NotFiniteError."""
+        writer = self._sessions.writer
+        tokens = writer.tokens(latent, rng)
+        return writer.caption(tokens), tokens
 
-    def _open_steps(self) -> dict[Flow, Session]:
-        flows: tuple[Flow, ...] = ("image", "caption") if self._bundle.has_captions else ("image",)
-        keys_values = {spec.name: self.context.buffer(spec.name) for spec in self.context.graph.outputs}
-        for name in (step_graph(flow) for flow in flows):
-            graph = self._bundle.graph(name)
-            check_feedback(graph, STEP_FEEDBACK)
-            if {spec.name for spec in graph.inputs} != STEP_INPUTS | keys_values.keys():
-                raise BundleError(
-                    f"graph {graph.name}: takes other inputs than a decode gives; export the bundle again"
-                )
-        return {flow: self._open(step_graph(flow), shared=keys_values) for flow in flows}
+    def image_latent(self) -> Float:
+        """What the image flow ended with, (1, C, h, w), after `running`. Raises NotFiniteError."""
+        return self._denoised("image") if self.loops else self.heads.output("image_latent")
 
-    def _make_loops(self, preset: Preset) -> dict[Flow, DenoisingLoop]:
-        tables = {flow: preset.table(self._bundle.schedule, flow) for flow in self._steps}
-        modulations = self._time_modulations(tables)
-        return {
-            flow: DenoisingLoop(session, tables[flow], modulations[flow])
-            for flow, session in self._steps.items()
-        }
+    def picture(self) -> NDArray[np.uint8]:
+        """The picture (H, W, 3), after `running`. Raises NotFiniteError."""
+        image = self._sessions.autokl.read("image")[0]
+        if not np.isfinite(image).all():
+            raise NotFiniteError("the image decoder", "autokl_decode")
+        pixels: NDArray[np.uint8] = np.round(image.transpose(1, 2, 0).clip(0, 1) * 255).astype(np.uint8)
+        return pixels
 
-    def _time_modulations(self, tables: Mapping[Flow, SamplerTable]) -> dict[Flow, NDArray[Any]]:
-        """Of every step of every flow, (steps, width): one run of one graph."""
-        timesteps = np.concatenate([table.timesteps for table in tables.values()])
-        session = self._open("unet_time", free=len(timesteps))
-        session.write("timesteps", timesteps)
-        session.run()
-        ends = np.cumsum([len(table.timesteps) for table in tables.values()])
-        return {
-            flow: session.read(f"{FLOW_NAME[flow]}_modulation")[end - len(table.timesteps) : end]
-            for (flow, table), end in zip(tables.items(), ends, strict=True)
-        }
+    def _denoised(self, flow: Flow) -> Float:
+        latent = self.loops[flow].latent()
+        if not np.isfinite(latent).all():
+            raise NotFiniteError(f"the {flow} loop", "unet_context", "unet_time", step_graph(flow))
+        return latent
 
+    def _start_coefficients(self, flow: Flow) -> Float:
+        signal, spread = self.loops[flow].start_coefficients
+        return np.array([signal if f"{flow}_latent" in self._inputs else 0.0, spread], np.float32)
 
-def step_graph(flow: Flow) -> str:
-    """Name of a flow's step graph."""
-    return f"unet_{FLOW_NAME[flow]}_step"
+    def _image_calls(self) -> list[Call]:
+        calls = [*self.heads.calls]
+        autokl = self._sessions.autokl
+        if not self.loops:
+            taken = self._taken(autokl, "latent", "image_latent")
+            return [*calls, Call(autokl, takes=taken, counted=False, name="autokl")]
+        context = self._sessions.context
+        taken = {}
+        for name in CONTEXTS:
+            if name in self._inputs:
+                taken |= self._taken(context, name, f"guiding_{name}")
+            else:
+                # A context of weight 0 would still cost a rounding: it is not given at all.
+                twice = np.concatenate([self._sessions.unconditional[name]] * 2)
+                self._entrances.append(_Entrance(context, name, "", twice))
+        calls.append(Call(context, takes=taken, counted=False, name="context"))
+        calls.append(self._loop("image"))
+        latent = (self._sessions.steps["image"], "next_latent")
+        return [*calls, Call(autokl, takes={"latent": latent}, counted=False, name="autokl")]
 
+    def _loop(self, flow: Flow) -> Call:
+        session = self._sessions.steps[flow]
+        return self.loops[flow].call(f"{flow}_loop", self._taken(session, "latent", f"noised_{flow}_latent"))
 
-def decode_graphs(bundle: Bundle, presets: Iterable[str]) -> list[tuple[GraphSpec, int]]:
-    """Every graph that decodes with these presets run, and the size of its free axes.
-
-    Engines with buffers on a device run a subject's, too: `unibrain_rt.ridge_graph.ridge_graphs`.
-    """
-    flows: tuple[Flow, ...] = ("image", "caption") if bundle.has_captions else ("image",)
-    names = ["unet_context", *(step_graph(flow) for flow in flows), "autokl_decode"]
-    found = [(bundle.graph(name), 1) for name in names]
-    if bundle.has_captions:
-        found.append((bundle.graph("optimus_decode"), 1))
-    steps = {
-        sum(len(bundle.preset(name).table(bundle.schedule, flow).timesteps) for flow in flows)
-        for name in presets
-    }
-    return found + [(bundle.graph("unet_time"), count) for count in sorted(steps)]
+    def _taken(self, session: Session, name: str, output: str) -> dict[str, tuple[Session, str]]:
+        """An output of the heads as a call takes it; where the host has it, nothing, and `begin` writes it."""
+        source = self.heads.source(output)
+        if source is None:
+            self._entrances.append(_Entrance(session, name, output))
+            return {}
+        return {name: source}

@@ -100,15 +100,15 @@ class Subject:
         )
 
     def head_shape(self, name: str) -> tuple[int, ...]:
-        """Shape, without the batch, of what one of `HEADS` predicts."""
+        """Shape, without the batch, of what one of `INPUTS` predicts."""
         return self.heads[name].shape
 
     def storage(self, name: str) -> str:
-        """Type that one of `HEADS` is stored in: int8, float16 or float32."""
+        """Type that one of `INPUTS` is stored in: int8, float16 or float32."""
         return STORAGE[type_name(self._factors[name][-1].values.dtype)]
 
     def size_bytes(self, name: str) -> int:
-        """Bytes that one of `HEADS` takes on disk, without its offsets."""
+        """Bytes that one of `INPUTS` takes on disk, without its offsets."""
         return sum(factor.size_bytes for factor in self._factors[name])
 
     def rois(self) -> dict[str, NDArray[np.bool_]]:

@@ -5,7 +5,7 @@ A subject is a folder of two files, or of up to four. ``subject.json`` holds::
     schema_version   1
     name, voxels     voxels = V
     beta_scale       stored int16 betas are multiplied by it (1/300 for NSD)
-    heads            for each of `HEADS`: shape (without the batch), rank (null where the head is exact),
+    heads            for each of `INPUTS`: shape (without the batch), rank (null where the head is exact),
                      alpha, held_out_correlation (mean over targets), fidelity (share of the exact
                      predictions' variance that the factors keep); the last three may be null if unknown
     encoders         optional: which bundle's encoders made the targets (`Bundle.encoders`)
@@ -42,9 +42,9 @@ from numpy.typing import NDArray
 
 from unibrain_rt.errors import BundleError, one_line
 from unibrain_rt.factors import Factor
+from unibrain_rt.flows import INPUTS
 from unibrain_rt.tensor_file import map_tensors, type_name
 
-HEADS = ("image_latent", "text_latent", "image_context", "text_context")
 SCHEMA_VERSION = 1
 DESCRIPTION_FILE, TENSOR_FILE, ROI_FILE = "subject.json", "heads.safetensors", "rois.safetensors"
 GRAPH_FILE = "ridge.onnx"
@@ -253,11 +253,11 @@ def _number(path: Path, what: str, value: object, low: float, high: float) -> fl
 
 
 def _heads(path: Path, described: object) -> dict[str, Head]:
-    if not isinstance(described, dict) or set(described) != set(HEADS):
+    if not isinstance(described, dict) or set(described) != set(INPUTS):
         found = ", ".join(described) or "none" if isinstance(described, dict) else _shown(described)
-        raise broken(path, f"heads are {one_line(found, 60)}, not {', '.join(HEADS)}")
+        raise broken(path, f"heads are {one_line(found, 60)}, not {', '.join(INPUTS)}")
     heads = {}
-    for name in HEADS:
+    for name in INPUTS:
         entry = described[name]
         if not isinstance(entry, dict):
             raise broken(path, f"head {name} is {_shown(entry)}, not an object")

@@ -25,7 +25,7 @@ from unibrain_rt.outputs import plan_outputs, write_pair
 from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.samplers import seeded_noise
 from unibrain_rt.scans import read_scans
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 STAGES = ("scan_read", "ridge", "context", "image_loop", "autokl", "caption_loop", "gpt2", "png")
 """In the order in which they run; with the little between them, they make up the end-to-end time."""

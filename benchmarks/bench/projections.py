@@ -23,7 +23,7 @@ from unibrain_rt.benchmarks.bench.decodes import ONCE
 from unibrain_rt.benchmarks.bench.roofline import RIDGE, StageWork
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.graph_size import decode_memory
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 HALF_BYTES = 2
 _ORIN_FLOPS = 2048

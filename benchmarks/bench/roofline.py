@@ -16,7 +16,7 @@ import numpy as np
 from unibrain_rt.benchmarks.bench.counting import Work, count_work
 from unibrain_rt.benchmarks.bench.decodes import GRAPHS, ONCE
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 from unibrain_rt.subject import Subject
 from unibrain_rt.subject_files import TENSOR_FILE
 

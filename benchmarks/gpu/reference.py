@@ -18,8 +18,8 @@ from unibrain_rt.engines import Engine, create_engine
 
 SUBJECT, PRESET = "sub-01", "paper"
 SCANS = 60
-PIECEWISE = 6
-"""Of so many scans the latents are compared, too, which takes each of their flows a second time."""
+WITH_LATENTS = 6
+"""Of so many scans the latents are kept and compared, too."""
 
 
 def write_reference(path: Path, scans: int = SCANS) -> None:
@@ -46,11 +46,9 @@ def decode_all(bundle: Bundle, engine: Engine, betas: Any) -> dict[str, Any]:
         found["images"].append(result.image)
         found["captions"].append(result.caption)
         fallbacks.update(result.fallbacks)
-        if number < PIECEWISE:
-            decoder.guide(result.predictions)
-            for flow, name in (("image", "image"), ("caption", "text")):
-                start = result.predictions[f"{name}_latent"]
-                found[f"{name}_latents"].append(decoder.denoise(flow, start, number)[0])  # type: ignore[arg-type]
+        if number < WITH_LATENTS:
+            for flow, latent in result.latents.items():
+                found[f"{flow}_latents"].append(latent)
     return {**found, "fallbacks": sorted(fallbacks)}
 
 

@@ -17,7 +17,7 @@ from unibrain_rt.export.subjects.ridge.dense import DenseHead
 from unibrain_rt.export.subjects.ridge.storage import Storage
 from unibrain_rt.export.subjects.storage_options import in_bytes, storage_options
 from unibrain_rt.export.subjects.subject_writer import write_subject
-from unibrain_rt.subject_files import HEADS
+from unibrain_rt.flows import INPUTS
 
 _path = click.Path(path_type=Path)
 _SHAPES = {
@@ -39,7 +39,7 @@ def command() -> None:
 @click.option(
     "--head",
     "heads",
-    type=(click.Choice(HEADS), _path),
+    type=(click.Choice(INPUTS), _path),
     multiple=True,
     help="A head and its file, .npz with weight (..., voxels) and bias, or .npy; once for each of the four.",
 )
@@ -68,8 +68,8 @@ def import_command(
     predictions for those scans need. Predictions are shrunken as ridge leaves them, unless a file has an array
     ``calibration``, a factor for each target. Pickles are not read.
     """
-    if sorted(name for name, _ in heads) != sorted(HEADS):
-        raise click.UsageError(f"Give --head once for each of {', '.join(HEADS)}.")
+    if sorted(name for name, _ in heads) != sorted(INPUTS):
+        raise click.UsageError(f"Give --head once for each of {', '.join(INPUTS)}.")
     watch = Watch()
     opened = Bundle.open(bundle)
     check_subject(opened.folder, subject, overwrite=overwrite)

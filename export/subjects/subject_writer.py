@@ -24,8 +24,9 @@ from unibrain_rt.export.subjects.ridge.ranks import share_out
 from unibrain_rt.export.subjects.ridge.reduced import Reduced, check_fidelity
 from unibrain_rt.export.subjects.ridge.storage import ROUNDING, Storage, Stored
 from unibrain_rt.export.subjects.ridge.targets import release
+from unibrain_rt.flows import INPUTS
 from unibrain_rt.subject import Subject
-from unibrain_rt.subject_files import DESCRIPTION_FILE, HEADS, ROI_FILE, SCHEMA_VERSION, TENSOR_FILE
+from unibrain_rt.subject_files import DESCRIPTION_FILE, ROI_FILE, SCHEMA_VERSION, TENSOR_FILE
 
 #: By default kept of the held-out predictions' variance: they correlate with the exact heads' by 0.999.
 FIDELITY = 0.998
@@ -95,15 +96,15 @@ def write_subject(
     mask or the factors do not fit; nothing is left behind then.
     """
     folder = Path(folder)
-    if set(heads) != set(HEADS) or len({id(head.basis) for head in heads.values()}) != 1:
-        raise ValueError(f"a subject is one fit of {', '.join(HEADS)}, not {', '.join(heads)}")
+    if set(heads) != set(INPUTS) or len({id(head.basis) for head in heads.values()}) != 1:
+        raise ValueError(f"a subject is one fit of {', '.join(INPUTS)}, not {', '.join(heads)}")
     if storage not in get_args(Storage):
         raise ValueError(f"heads are stored in {', '.join(get_args(Storage))}, not {storage}")
     if not name.strip() or not 0.0 < beta_scale < math.inf:
         raise InputError(f"subject '{name}' with beta scale {beta_scale}: give a name and a scale above 0")
     if os.path.lexists(folder):
         raise input_error(folder, "exists already: remove it first, or give the subject another name")
-    basis = heads[HEADS[0]].basis
+    basis = heads[INPUTS[0]].basis
     arrays: dict[str, NDArray[Any]] = {
         "voxel_mean": basis.voxel_mean.astype(np.float32),
         "voxel_std": basis.voxel_std.astype(np.float32),
@@ -119,7 +120,7 @@ def write_subject(
             "name": name,
             "voxels": basis.voxels,
             "beta_scale": float(beta_scale),
-            "heads": {key: _described(heads[key], stored.get(key)) for key in HEADS},
+            "heads": {key: _described(heads[key], stored.get(key)) for key in INPUTS},
             "encoders": encoders,
             "fitted_on": {"scans": basis.scans, **(provenance or {})},
         }
@@ -142,19 +143,19 @@ def _stored(
     check_fidelity(fidelity)
     budget = min(1.0, fidelity + ROUNDING[storage])
     # What it takes to find them does not depend on how many are kept, so one search serves every budget.
-    reduced = {key: heads[key].reduced(max(budget, _FOUND), journal, report) for key in HEADS}
+    reduced = {key: heads[key].reduced(max(budget, _FOUND), journal, report) for key in INPUTS}
     width, scale = np.dtype(storage).itemsize, 4 if storage == "int8" else 0
-    voxels = heads[HEADS[0]].basis.voxels
+    voxels = heads[INPUTS[0]].basis.voxels
     targets = {key: math.prod(head.shape) for key, head in heads.items()}
     offsets = 8 * voxels + (12 + scale) * sum(targets.values())
     ranks = share_out(
         {key: found.shares for key, found in reduced.items()},
-        {key: width * (voxels + targets[key]) + scale for key in HEADS},
+        {key: width * (voxels + targets[key]) + scale for key in INPUTS},
         budget,
         None if max_bytes is None else max_bytes - offsets,
     )
     if report is not None:
-        report(f"ranks: {', '.join(f'{key} {ranks[key]:,}' for key in HEADS)}")
+        report(f"ranks: {', '.join(f'{key} {ranks[key]:,}' for key in INPUTS)}")
     return {
         key: Stored(key, found.cut(ranks[key]), storage, heads[key].some_z(_CHECKED_SCANS), heads[key].units)
         for key, found in reduced.items()

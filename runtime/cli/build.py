@@ -23,7 +23,7 @@ from unibrain_rt.engines.catalogue import ENGINE_VARIABLE
 from unibrain_rt.engines.plans import PlanCache, PlanRecord, size_from_text
 from unibrain_rt.errors import BundleError, InputError, one_line
 from unibrain_rt.ridge_graph import ridge_graph
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 from unibrain_rt.subject_files import GRAPH_FILE
 
 _TARGET = re.compile(r"sm\d{2,3}[a-z]?")

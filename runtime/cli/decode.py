@@ -16,10 +16,11 @@ from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import cache_option, engine_option, low_memory_option, threads_option
 from unibrain_rt.contact_sheet import SHEET_TILES, Tile, contact_sheet
-from unibrain_rt.decoder import Decoder, Reconstruction
+from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import Probe
 from unibrain_rt.errors import InputError, UnibrainError, one_line
 from unibrain_rt.outputs import OutputPlan, plan_outputs, write_pair, write_png
+from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.scans import inspect_all, iter_scans
 from unibrain_rt.scans.scan_file import ScanFile
 

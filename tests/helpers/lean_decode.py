@@ -28,7 +28,7 @@ from unibrain_rt.engines import create_engine
 from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.outputs import plan_outputs, write_pair
 from unibrain_rt.ridge_graph import ridge_graphs
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 PRESET = "fast"
 ROUNDS = 4

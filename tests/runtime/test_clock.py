@@ -11,7 +11,7 @@ def test_what_a_stage_took_in_two_places_is_added_up() -> None:
     clock = Clock()
     with clock("ridge"):
         time.sleep(0.005)
-    clock.add("ridge", "context", spent=[100.0, 7.0])
+    clock.add({"ridge": 100.0, "context": 7.0})
     found = clock.finished()
     assert list(found) == ["ridge", "context", "total"]
     assert 105 <= found["ridge"] < 200

@@ -58,7 +58,7 @@ def test_a_scan_becomes_a_picture_and_a_caption(decoder: Decoder, tiny: Any) -> 
         "context",
         "image_loop",
         "autokl",
-        "caption_loop",
+        "text_loop",
         "caption",
         "total",
     ]
@@ -333,12 +333,12 @@ def spoil(tiny: Any, bundle: Path, graph: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("graph", "value", "problem"),
     [
-        ("unet_context", np.nan, "the caption loop gave"),
+        ("unet_context", np.nan, "the text loop gave"),
         ("unet_time", np.nan, "the image loop gave"),
         ("unet_image_step", np.nan, "the image loop gave"),
         ("unet_image_step", np.inf, "the image loop gave"),
-        ("unet_text_step", np.nan, "the caption loop gave"),
-        ("unet_text_step", -np.inf, "the caption loop gave"),
+        ("unet_text_step", np.nan, "the text loop gave"),
+        ("unet_text_step", -np.inf, "the text loop gave"),
         ("autokl_decode", np.nan, "the image decoder gave"),
         ("autokl_decode", np.inf, "the image decoder gave"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.errors import BundleError
 from unibrain_rt.graph_size import DecodeMemory, decode_memory, weight_bytes
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 
 def test_weights_are_those_that_onnx_reads(phantom_bundle: Path) -> None:

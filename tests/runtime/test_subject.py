@@ -15,8 +15,9 @@ from safetensors.numpy import save
 
 from unibrain_rt import factors
 from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.flows import INPUTS
 from unibrain_rt.subject import Subject
-from unibrain_rt.subject_files import DESCRIPTION_FILE, HEADS, ROI_FILE, TENSOR_FILE
+from unibrain_rt.subject_files import DESCRIPTION_FILE, ROI_FILE, TENSOR_FILE
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 Description = dict[str, Any]
@@ -103,7 +104,7 @@ def check_line(message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "exact"), [("i1", ()), ("f2", ()), ("f4", ()), ("f2", HEADS), ("i1", ("image_latent",))]
+    ("dtype", "exact"), [("i1", ()), ("f2", ()), ("f4", ()), ("f2", INPUTS), ("i1", ("image_latent",))]
 )
 @pytest.mark.parametrize("tile_bytes", [2 << 20, 64])
 def test_predictions_follow_the_formula(
@@ -114,7 +115,7 @@ def test_predictions_follow_the_formula(
     subject = Subject.open(put(tmp_path / "s", description, tensors))
     scans = betas(6, VOXELS)
     found = subject.predict(scans)
-    assert list(found) == list(HEADS)
+    assert list(found) == list(INPUTS)
     for head, prediction in found.items():
         assert prediction.dtype == np.float32
         assert prediction.shape == (6, *SHAPES[head]) == (6, *subject.head_shape(head))
@@ -122,7 +123,7 @@ def test_predictions_follow_the_formula(
         np.testing.assert_allclose(prediction, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("exact", [(), HEADS])
+@pytest.mark.parametrize("exact", [(), INPUTS])
 @pytest.mark.parametrize("dtype", ["i1", "f2"])
 def test_a_scan_decodes_the_same_alone_as_in_company(
     tmp_path: Path, exact: tuple[str, ...], dtype: str
@@ -132,7 +133,7 @@ def test_a_scan_decodes_the_same_alone_as_in_company(
     together = subject.predict(scans)
     for row in (0, 1, 17, 32):
         for alone in (subject.predict(scans[row]), subject.predict(scans[row : row + 1])):
-            for head in HEADS:
+            for head in INPUTS:
                 assert alone[head].shape == (1, *SHAPES[head])
                 np.testing.assert_array_equal(alone[head][0], together[head][row])
     assert all(len(prediction) == 0 for prediction in subject.predict(scans[:0]).values())

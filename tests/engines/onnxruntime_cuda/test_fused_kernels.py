@@ -18,7 +18,7 @@ from unibrain_rt.engines import EngineError, GraphSpec, create_engine
 from unibrain_rt.engines.onnx_file import read_onnx
 from unibrain_rt.engines.onnxruntime_cuda import fused_kernels as kernels
 from unibrain_rt.engines.onnxruntime_cuda.fused_kernels import kernels_in, shortfall
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 hand = importlib.import_module("hand_graphs")
 

@@ -16,7 +16,7 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import EngineError, GraphSpec, Settings
 from unibrain_rt.engines.onnxruntime_cuda import CudaEngine
 from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 onnx = importlib.import_module("onnx")
 hand = importlib.import_module("hand_graphs")

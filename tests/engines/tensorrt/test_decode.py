@@ -18,14 +18,17 @@ import pytest
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
-from unibrain_rt.decoder import Decoder, Reconstruction
-from unibrain_rt.engines import Engine, EngineError, NotFiniteError, create_engine
+from unibrain_rt.decoder import Decoder
+from unibrain_rt.engines import Engine, EngineError, GraphSpec, NotFiniteError, create_engine
 from unibrain_rt.engines.cuda.runtime import Cuda
 from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.engines.tensorrt import tensorrt_engine as engine_module
 from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.flows import INPUTS
+from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.ridge_graph import ridge_graphs
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
+from unibrain_rt.stages import Stages
 from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import tensor_offsets
 
@@ -54,6 +57,10 @@ def built(stand: Any, bundle: Bundle) -> Engine:
         stand.engine.build(graph, free)
     engine: Engine = stand.engine
     return engine
+
+
+def stages_of(decoder: Decoder) -> Stages:
+    return decoder._stages_of(decoder._sessions[0], INPUTS)
 
 
 def scans_of(bundle: Bundle, count: int) -> Iterator[np.ndarray[Any, Any]]:
@@ -112,7 +119,7 @@ def test_decodes_are_those_of_the_cpu(stand: Any, bundle: Bundle) -> None:
 
 
 def test_an_older_subject_is_decoded_as_before(stand: Any, older: Bundle) -> None:
-    """Its heads on the host, bit for bit, and the contexts in a run of their own."""
+    """Its heads on the host, bit for bit."""
     ours, reference = decoder(older, built(stand, older)), decoder(older, create_engine("onnxruntime", 1))
     for seed, scan in enumerate(scans_of(older, 4)):
         place = len(stand.fake.trace)
@@ -122,24 +129,25 @@ def test_an_older_subject_is_decoded_as_before(stand: Any, older: Bundle) -> Non
         for name, values in expected.predictions.items():
             np.testing.assert_array_equal(found.predictions[name], values)
     launched = [details["nodes"] for kind, details in stand.since(place) if kind == "cudaGraphLaunch"]
-    steps = {flow: len(loop) for flow, loop in ours._stages.loops.items()}
-    assert launched[:3] == [1, steps["image"] + 1 + 3, steps["caption"] + 2]
+    steps = {flow: len(loop) for flow, loop in stages_of(ours).loops.items()}
+    # Contexts, steps and picture, with a mark before the first and after each.
+    assert launched[:2] == [steps["image"] + 2 + 4, steps["text"] + 2]
     assert "ridge" not in {details.get("name") for _, details in stand.fake.trace}
 
 
 def check_replay(trace: list[tuple[str, dict[str, Any]]], ours: Decoder, tokens: int) -> None:
     """Two programs, a launch each, on two streams beside the memory's; nothing goes to or from the host in between."""
     launched = [(place, details) for place, (kind, details) in enumerate(trace) if kind == "cudaGraphLaunch"]
-    steps = {flow: len(loop) for flow, loop in ours._stages.loops.items()}
+    steps = {flow: len(loop) for flow, loop in stages_of(ours).loops.items()}
     programs = [(place, details) for place, details in launched if details["nodes"] > 1]
     # Heads, contexts, steps and picture, with a mark before the first and after each.
-    assert [details["nodes"] for _, details in programs] == [steps["image"] + 3 + 5, steps["caption"] + 2]
+    assert [details["nodes"] for _, details in programs] == [steps["image"] + 3 + 5, steps["text"] + 2]
     assert len({details["stream"] for _, details in launched}) == 3
     # One for each token but <BOS> after them.
     assert len(launched) == 2 + tokens - 1
     kernels = [(place, details) for place, (kind, details) in enumerate(trace) if kind == "done:kernel"]
     for flow, (_, launch), name in zip(
-        ("image", "caption"), programs, ("unet_image_step", "unet_text_step"), strict=True
+        ("image", "text"), programs, ("unet_image_step", "unet_text_step"), strict=True
     ):
         mine = [(place, details) for place, details in kernels if details["name"] == name]
         assert len(mine) == steps[flow]
@@ -162,7 +170,7 @@ def check_replay(trace: list[tuple[str, dict[str, Any]]], ours: Decoder, tokens:
         for place, (kind, details) in enumerate(trace)
         if kind == "done:copy"
     ]
-    noise = {flow: 4 * int(np.prod(loop.shape)) for flow, loop in ours._stages.loops.items()}
+    noise = {flow: 4 * int(np.prod(loop.shape)) for flow, loop in stages_of(ours).loops.items()}
     begun = [size for place, way, size in copies if place < programs[0][0] and way == "HostToDevice"]
     assert sorted(begun) == sorted([4 * ours.subject.voxels, *noise.values()]), "voxels and noise in"
     # Both are begun before anything is awaited; the caption is written meanwhile, and of the image nothing is read
@@ -172,8 +180,8 @@ def check_replay(trace: list[tuple[str, dict[str, Any]]], ours: Decoder, tokens:
     assert not {kind for kind in between if "Synchronize" in kind}
     picture = max(place for place, details in kernels if details["name"] == "autokl_decode")
     of_the_image = {
-        4 * int(np.prod(ours._stages.loops["image"].shape)),
-        ours._stages.autokl.read("image").nbytes,
+        4 * int(np.prod(stages_of(ours).loops["image"].shape)),
+        ours._sessions[0].autokl.read("image").nbytes,
     }
     early = [size for place, way, size in copies if programs[0][0] < place < picture]
     assert not of_the_image & set(early)
@@ -185,24 +193,16 @@ def test_the_caption_waits_for_the_contexts_alone(stand: Any, bundle: Bundle) ->
     scans = list(scans_of(bundle, 4))
     for seed, scan in enumerate(scans):
         expected = ours.decode(scan, seed=seed)
-    stages = ours._stages
-    stages.ridge.load(  # type: ignore[union-attr]
-        ours.subject.z_scores(scans[-1]),
-        {"image": ours._noise("image", 3), "text": ours._noise("caption", 3)},
-    )
-    for loop in stages.loops.values():
-        loop.rewind()
+    stages = stages_of(ours)
+    stages.begin(scans[-1], 3)
     place = len(stand.fake.trace)
-    stages.picture_program.start()
-    assert stages.caption_program is not None
-    stages.caption_program.start()
-    stages.caption_program.finish()
-    done = [details["name"] for kind, details in stand.since(place) if kind == "done:kernel"]
+    with stages.running(None):
+        latent = stages.text_latent()
+        done = [details["name"] for kind, details in stand.since(place) if kind == "done:kernel"]
+        assert stages.write(latent, np.random.default_rng(0))[0] == expected.caption
     assert done[:2] == ["ridge", "unet_context"]
     assert set(done[2:]) == {"unet_text_step"}
-    assert ours.describe(ours._denoised("caption"), 3)[0] == expected.caption
-    stages.picture_program.finish()
-    np.testing.assert_array_equal(ours._picture(), expected.image)
+    np.testing.assert_array_equal(stages.picture(), expected.image)
 
 
 def test_another_subject_has_a_graph_of_its_own(stand: Any, tiny: Any, tmp_path: Path) -> None:
@@ -380,38 +380,49 @@ def test_a_decoder_on_little_memory_captures_nothing(
     # All steps were run, whoever launched them.
     steps = [details for kind, details in stand.fake.trace if kind == "done:kernel"]
     assert sum(details["name"] == "unet_image_step" for details in steps) >= 3 * len(
-        ours._stages.loops["image"]
+        stages_of(ours).loops["image"]
     )
 
 
-def test_the_parts_of_a_decode_run_alone(stand: Any, tiny_template: Path) -> None:
-    bundle = Bundle.open(tiny_template)
-    pair = decoder(bundle, built(stand, bundle)), decoder(bundle, create_engine("onnxruntime", 1))
-    for seed, scan in enumerate(scans_of(bundle, 3)):
-        pictures, words = [], []
-        for each in pair:
-            heads = each.predict(scan)
-            each.guide(heads)
-            pictures.append(each.render(each.denoise("image", heads["image_latent"], seed)))
-            words.append(each.describe(each.denoise("caption", heads["text_latent"], seed), seed))
-        np.testing.assert_array_equal(*pictures)
-        assert words[0] == words[1]
+ABLATIONS = (
+    ("image_latent", "text_latent"),
+    ("image_context",),
+    ("text_context",),
+    ("image_context", "text_context"),
+    ("image_latent", "text_latent", "text_context"),
+)
 
 
-def test_decodes_and_their_parts_do_not_meet(stand: Any, tiny_template: Path) -> None:
-    """Predictions that are changed on the way, as an ablation does, between decodes that go all the way there."""
+def test_ablations_are_those_of_the_cpu_between_whole_decodes(stand: Any, tiny_template: Path) -> None:
     bundle = Bundle.open(tiny_template)
     pair = decoder(bundle, built(stand, bundle)), decoder(bundle, create_engine("onnxruntime", 1))
+    for inputs in ABLATIONS:
+        for graph, free in ablation_graphs(bundle, inputs):
+            stand.engine.build(graph, free)
     for seed, scan in enumerate(scans_of(bundle, 4)):
         check_same(*(each.decode(scan, seed=seed) for each in pair))
-        pictures = []
-        for each in pair:
-            heads = each.predict(scan)
-            each.guide(
-                {"image_context": heads["image_context"], "text_context": each.unconditional["text_context"]}
-            )
-            pictures.append(each.render(each.denoise("image", 0 * heads["image_latent"], seed)))
-        np.testing.assert_array_equal(*pictures)
+        for inputs in ABLATIONS:
+            found, expected = (each.decode(scan, seed=seed, inputs=inputs) for each in pair)
+            check_same(found, expected)
+            assert found.inputs == inputs
+
+
+def test_ablations_of_an_older_subject_are_those_of_the_cpu(stand: Any, older: Bundle) -> None:
+    pair = decoder(older, built(stand, older)), decoder(older, create_engine("onnxruntime", 1))
+    for inputs in ABLATIONS:
+        for graph, free in ablation_graphs(older, inputs):
+            stand.engine.build(graph, free)
+    for seed, scan in enumerate(scans_of(older, 3)):
+        for inputs in (INPUTS, *ABLATIONS):
+            found, expected = (each.decode(scan, seed=seed, inputs=inputs) for each in pair)
+            np.testing.assert_array_equal(found.image, expected.image)
+            assert found.tokens == expected.tokens
+
+
+def ablation_graphs(bundle: Bundle, inputs: tuple[str, ...]) -> list[tuple[GraphSpec, int]]:
+    """The time graph at the number of steps that an ablation runs: from noise alone, they are more."""
+    tables = [bundle.preset(PRESET).table(bundle.schedule, flow, inputs) for flow in bundle.flows]
+    return [(bundle.graph("unet_time"), sum(len(table.timesteps) for table in tables))]
 
 
 @pytest.mark.parametrize("decodes", [0, 1, 2])
@@ -424,7 +435,7 @@ def test_numbers_that_are_not_finite_are_found(
     ours = decoder(bundle, built(stand, bundle))
     scans = list(scans_of(bundle, decodes + 1))
     for _ in scans:
-        with pytest.raises(NotFiniteError, match="the caption loop gave numbers that are not finite"):
+        with pytest.raises(NotFiniteError, match="the text loop gave numbers that are not finite"):
             ours.decode(scans[0])
     assert not [line for line in stand.told if "CUDA graph" in line]
 

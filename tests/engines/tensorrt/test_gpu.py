@@ -13,7 +13,7 @@ from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import Engine, create_engine, probe
 from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.ridge_graph import ridge_graphs
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 
 pytestmark = pytest.mark.gpu
 PRESET = "paper"

@@ -16,7 +16,7 @@ from unibrain_rt.engines import EngineError, GraphSpec, create_engine, probe
 from unibrain_rt.engines.ahead import BuildResult
 from unibrain_rt.engines.tensorrt.tensorrt_engine import TensorRtEngine
 from unibrain_rt.ridge_graph import ridge_graphs, ridge_tensors
-from unibrain_rt.stages import decode_graphs
+from unibrain_rt.sessions import decode_graphs
 from unibrain_rt.subject import Subject
 from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 
