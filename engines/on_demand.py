@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from unibrain_rt.engines.base import Array, Engine, GraphSpec, Session, TensorSpec
 
 
@@ -78,6 +80,7 @@ class OnDemandSession(Session):
             return self._session.read(name)
         # After a run, an output that is fed back lies in its input.
         source = self.graph.feedback.get(name, name)
-        if source in self._kept:
-            return self._kept[source].copy()
+        kept = self._kept.get(source)
+        if kept is not None:
+            return np.array(kept)
         return self._awake().read(name) if name in self._fed_back else self._engine.fetch(self._buffers[name])

@@ -18,7 +18,8 @@ from unibrain_rt.clock import Clock
 from unibrain_rt.engines import Engine, NotFiniteError, Progress, create_engine
 from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import InputError
-from unibrain_rt.flows import INPUTS, checked_inputs
+from unibrain_rt.flows import INPUTS, Flow, checked_inputs
+from unibrain_rt.heads import Float
 from unibrain_rt.presets import Preset
 from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.ridge_graph import ridge_graphs
@@ -173,7 +174,7 @@ class Decoder:
         clock, captioning = Clock(), Clock()
         caption: str | None = None
         tokens: list[int] = []
-        latents = {}
+        latents: dict[Flow, Float] = {}
         with clock("ridge"):
             stages.begin(betas, seed)
         try:

@@ -43,7 +43,7 @@ class DenoisingLoop:
         tables = {"coefficients": self._rows, "modulation": self._modulation[:, None]}
         return Call(self._session, len(self), tables, starts=starts or {}, name=name)
 
-    def load(self, start: Float, noise: Float) -> None:
+    def load(self, start: Float, noise: Float | float) -> None:
         """Noise ``start`` to the table's first level, from where a program denoises it; both are of ``shape``."""
         self.rewind()
         signal, spread = self.start_coefficients

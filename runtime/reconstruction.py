@@ -71,7 +71,7 @@ class Reconstruction:
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write the picture to ``path``, named .png, and the record beside it as .json: both, or none.
 
-        Gives both paths. Files that are there are replaced.
+        Gives both paths. Folders are made, and files that are there are replaced.
 
         Raises:
             InputError: ``path`` is not named .png, or cannot be written.

@@ -1,14 +1,16 @@
 """Fidelity: a bundle's graphs, run through an engine, against recorded outputs of the reference.
 
-A golden file is a safetensors file of named inputs and outputs (``component.what``). What the recorded flows
-need is computed by the graphs a decode uses: predicted noise, for one, comes out of a step graph whose
-sampler row is set so that "the next latent" is the noise.
+A golden file is a safetensors file of named inputs and outputs, such as ``clip.text.context``. What a decode runs is
+run by the decoder's own parts, so that agreement vouches for decodes: `Sessions`, `DenoisingLoop`, `CaptionWriter`,
+and, where a file has whole decodes (``decode.<preset>.<subject>.<what>``), `Decoder` itself. Predicted noise comes out
+of a loop of one step whose sampler row makes "the next latent" the noise.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.bundle import MANIFEST, Bundle
-from unibrain_rt.engines import Engine, EngineError, Session
+from unibrain_rt.captions import CaptionOptions
+from unibrain_rt.decoder import Decoder
+from unibrain_rt.engines import Call, Engine, EngineError, NotFiniteError
 from unibrain_rt.errors import InputError
+from unibrain_rt.flows import CONTEXTS, FLOWS, INPUTS, Flow
+from unibrain_rt.heads import Float
 from unibrain_rt.loops import DenoisingLoop
 from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import COLUMNS, SamplerTable
+from unibrain_rt.sessions import Sessions, step_graph
 from unibrain_rt.tensor_file import map_tensors
 
 Golden = Mapping[str, NDArray[Any]]
@@ -32,10 +39,9 @@ RTOL = 1e-4
 LOOP_FACTOR = 2
 # One wrong element in a large tensor hardly moves its norm; it stands out against the tensor's usual size.
 ELEMENT_FACTOR = 10
-CAPTION_TOKENS = 30
+# Pixels are rounded to 8 bits: some may be rounded to the neighbouring value, none further.
+PIXEL_ERROR, PIXEL_STEP = 1e-3, 1.5
 _OTHER_CHECKPOINT = "verify a bundle with the outputs recorded from its own checkpoint"
-BOS_OFFSET, EOS_OFFSET = 2, 1
-"""<BOS> and <EOS> are the last but one and the last id of Optimus' vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class _Checks:
     def __init__(self, bundle: Bundle, golden: Golden, engine: Engine, rtol: float) -> None:
         self._bundle, self._golden, self._engine, self._rtol = bundle, golden, engine, rtol
         self._used: set[str] = set()
+        self._sessions = Sessions(bundle, engine, CaptionOptions())
 
     def run(self) -> Iterator[Row]:
         parts: dict[str, Callable[[], Iterator[Row]]] = {
@@ -98,6 +105,7 @@ class _Checks:
             "optimus.decoder.": self._optimus_decoder,
             "unet.": self._unet,
             "ddim.": self._ddim,
+            "decode.": self._decodes,
         }
         for prefix, part in parts.items():
             if any(name.startswith(prefix) for name in self._golden):
@@ -136,20 +144,25 @@ class _Checks:
         return self._bundle.graph(graph).tensor(tensor).sized(1)[1:]
 
     def _row(self, name: str, computed: NDArray[Any], factor: float = 1.0) -> Row:
+        error, element_error = self._errors(name, computed)[:2]
+        limit = self._rtol * factor
+        return Row(name, error, limit, element_error, limit * ELEMENT_FACTOR)
+
+    def _errors(self, name: str, computed: NDArray[Any]) -> tuple[float, float, float]:
+        """Relative L2 error, largest error in units of the reference's RMS, and that RMS."""
         reference = self._take(name).astype(np.float64)
         if reference.shape != computed.shape:
             raise InputError(
                 f"{name} has shape {reference.shape} in the golden file, "
                 f"but this bundle gives {computed.shape}; {_OTHER_CHECKPOINT}"
             )
-        limit = self._rtol * factor
         with np.errstate(all="ignore"):  # what is not finite is off
             difference = computed.astype(np.float64) - reference
             norm = float(np.linalg.norm(reference)) or 1.0
             rms = float(np.sqrt(np.mean(reference**2))) or 1.0
             error = float(np.linalg.norm(difference)) / norm
             element_error = float(np.abs(difference).max(initial=0.0)) / rms
-        return Row(name, error, limit, element_error, limit * ELEMENT_FACTOR)
+        return error, element_error, rms
 
     def _exact(self, name: str, computed: NDArray[Any]) -> Row:
         reference = self._take(name)
@@ -160,7 +173,8 @@ class _Checks:
         """Run a graph with a free batch axis on all of ``values``."""
         session = self._engine.open(self._bundle.graph(graph), free=len(values))
         session.write(session.graph.inputs[0].name, values)
-        _run(session, values)
+        with _ids_of_the_file() if values.dtype.kind == "i" else nullcontext():
+            session.run()
         return session.read(session.graph.outputs[0].name)
 
     def _clip_text(self) -> Iterator[Row]:
@@ -179,7 +193,7 @@ class _Checks:
         with np.errstate(all="ignore"):  # a scale of 0 is off
             yield self._row("autokl.posterior_mean", latent / np.float32(scale))
         yield self._row("autokl.scaled_latent", latent)
-        session = self._engine.open(self._bundle.graph("autokl_decode"))
+        session = self._sessions.autokl
         decoded = []
         for recorded in self._given("autokl.scaled_latent", (None, *self._shape("autokl_decode", "latent"))):
             session.write("latent", recorded[None])
@@ -197,139 +211,135 @@ class _Checks:
         yield self._row("optimus.encoder.latent_mean", self._encode("optimus_encode", padded))
 
     def _optimus_decoder(self) -> Iterator[Row]:
-        session = self._engine.open(self._bundle.graph("optimus_decode"))
+        writer = self._sessions.writer
         latents = self._given("optimus.decoder.latent", (None, *self._shape("optimus_decode", "latent")))
         ids = self._given("optimus.decoder.input_ids", (len(latents), None), "i")
         first, last, tokens = [], [], []
         for latent, row in zip(latents, ids, strict=True):
-            logits = list(_feed(session, latent, row))
+            with _ids_of_the_file():
+                logits = list(writer.logits(latent[None], row))
             first.append(logits[0])
             last.append(logits[-1])
-            tokens.append(_greedy(session, latent))
+            tokens.append(self._greedy_tokens(latent[None]))
         yield self._row("optimus.decoder.logits_first_position", np.stack(first))
         yield self._row("optimus.decoder.logits_last_position", np.stack(last))
         yield self._exact("optimus.decoder.greedy_tokens", np.stack(tokens))
 
+    def _greedy_tokens(self, latent: NDArray[Any]) -> NDArray[np.int64]:
+        """A caption as golden files have it: -1 stands after its end."""
+        tokens = np.full(CaptionOptions.max_tokens, -1, np.int64)
+        with suppress(NotFiniteError):  # the logits' rows show it
+            written = self._sessions.writer.tokens(latent, np.random.default_rng(0))
+            tokens[: len(written)] = written
+        return tokens
+
     def _contexts(self, prefix: str, count: int | None) -> dict[str, NDArray[Any]]:
         return {
-            flow: self._given(f"{prefix}.{flow}", (count, *self._shape("unet_context", f"{flow}_context")))
-            for flow in ("image", "text")
+            name: self._given(
+                f"{prefix}.{name.removesuffix('_context')}", (count, *self._shape("unet_context", name))
+            )
+            for name in CONTEXTS
         }
 
     def _unet(self) -> Iterator[Row]:
         timesteps = self._given("unet.timesteps", (None,), "i")
         contexts = self._contexts("unet.context", len(timesteps))
-        for flow in ("image", "text"):
-            latent_shape = self._shape(f"unet_{flow}_step", "latent")
-            latents = self._given(f"unet.{flow}.x", (len(timesteps), *latent_shape))
-            runner = _StepRunner(self._bundle, self._engine, flow, timesteps)
+        for flow in FLOWS:
+            shape = self._shape(step_graph(flow), "latent")
+            latents = self._given(f"unet.{flow}.x", (len(timesteps), *shape))
             prefix = f"unet.{flow}.eps."
             for name in sorted(name for name in self._golden if name.startswith(prefix)):
                 ratio = _ratio(name.removeprefix(prefix))
                 noise = []
-                for sample, latent in enumerate(latents):
+                for sample, timestep in enumerate(timesteps):
                     # Both guidance branches under one context and no guidance: the noise of that context.
                     one = slice(sample, sample + 1)
-                    runner.set_contexts(
-                        {key: np.repeat(value[one], 2, axis=0) for key, value in contexts.items()}
+                    same = {key: np.repeat(value[one], 2, axis=0) for key, value in contexts.items()}
+                    noise.append(
+                        self._denoised(flow, same, _one_prediction(timestep, ratio), latents[one])[0]
                     )
-                    noise.append(runner.predicted_noise(latent[None], sample, ratio)[0])
                 yield self._row(name, np.stack(noise))
 
     def _ddim(self) -> Iterator[Row]:
         preset = self._bundle.presets.get("paper", Preset())
-        table = preset.table(self._bundle.schedule, "image")
-        yield self._exact("ddim.timesteps", np.sort(table.timesteps))
-        nothing = self._contexts("ddim.uncond", 1)
+        unconditional = self._contexts("ddim.uncond", 1)
         contexts = self._contexts("unet.context", None)
-        for flow in ("image", "text"):
+        yield self._exact("ddim.timesteps", np.sort(preset.table(self._bundle.schedule, "image").timesteps))
+        for flow in FLOWS:
             if f"ddim.{flow}.x0" not in self._golden:
                 continue
-            shape = (1, *self._shape(f"unet_{flow}_step", "latent"))
+            shape = (1, *self._shape(step_graph(flow), "latent"))
             start, noise = (self._given(f"ddim.{flow}.{what}", shape) for what in ("x0", "noise"))
             ratio = float(self._given(f"ddim.{flow}.image_ratio", ()))
-            runner = _StepRunner(self._bundle, self._engine, flow, table.timesteps)
-            runner.set_contexts({key: np.concatenate([nothing[key], contexts[key][:1]]) for key in nothing})
-            yield self._row(f"ddim.{flow}.output", runner.sample(table, start, noise, ratio), LOOP_FACTOR)
+            if not 0.0 <= ratio <= 1.0:
+                raise InputError(
+                    f"ddim.{flow}.image_ratio is {ratio:g} in the golden file, not a share from 0 to 1"
+                )
+            table = replace(preset, image_ratio=ratio, caption_image_ratio=ratio).table(
+                self._bundle.schedule, flow
+            )
+            guiding = {key: np.concatenate([unconditional[key], contexts[key][:1]]) for key in contexts}
+            yield self._row(
+                f"ddim.{flow}.output", self._denoised(flow, guiding, table, start, noise), LOOP_FACTOR
+            )
 
-
-class _StepRunner:
-    """A flow's step graph with its contexts and time modulations."""
-
-    def __init__(self, bundle: Bundle, engine: Engine, flow: str, timesteps: NDArray[Any]) -> None:
-        self._engine = engine
-        self._context = engine.open(bundle.graph("unet_context"))
-        shared = {spec.name: self._context.buffer(spec.name) for spec in self._context.graph.outputs}
-        self._step = engine.open(bundle.graph(f"unet_{flow}_step"), shared=shared)
-        time = engine.open(bundle.graph("unet_time"), free=len(timesteps))
-        time.write("timesteps", timesteps)
-        time.run()
-        self._modulation = time.read(f"{flow}_modulation")
-
-    def set_contexts(self, contexts: Mapping[str, NDArray[Any]]) -> None:
-        for name, value in contexts.items():
-            self._context.write(f"{name}_context", value)
-        self._context.run()
-
-    def predicted_noise(self, latent: NDArray[Any], step: int, image_ratio: float) -> NDArray[Any]:
-        row = {"guidance_scale": 1.0, "image_ratio": image_ratio, "x0_from_noise": 1.0, "next_from_x0": 1.0}
-        self._step.rewind()
-        self._step.write("latent", latent)
-        self._step.write("previous_x0", 0.0)
-        self._step.write("coefficients", np.array([row.get(column, 0.0) for column in COLUMNS]))
-        self._step.write("modulation", self._modulation[step][None])
-        self._step.run()
-        return self._step.read("next_latent")
-
-    def sample(
-        self, table: SamplerTable, start: NDArray[Any], noise: NDArray[Any], image_ratio: float
+    def _denoised(
+        self,
+        flow: Flow,
+        contexts: Mapping[str, NDArray[Any]],
+        table: SamplerTable,
+        start: NDArray[Any],
+        noise: Float | float = 0.0,
     ) -> NDArray[Any]:
-        rows = table.coefficients.copy()
-        rows[:, COLUMNS.index("image_ratio")] = image_ratio
-        loop = DenoisingLoop(self._step, replace(table, coefficients=rows), self._modulation)
+        """What a flow's loop makes of ``start`` under contexts (2, L, D), the first of them unconditional."""
+        step = self._sessions.steps[flow]
+        loop = DenoisingLoop(step, table, self._sessions.modulations({flow: table})[flow])
+        for name, value in contexts.items():
+            self._sessions.context.write(name, value)
         loop.load(start, noise)
-        program = self._engine.program([loop.call])
+        program = self._engine.program([Call(self._sessions.context), loop.call("loop")])
         program.start()
         program.finish()
         return loop.latent()
 
+    def _decodes(self) -> Iterator[Row]:
+        """Every ``decode.<preset>.<subject>.voxels`` (voxels,), and what is recorded of its decode."""
+        for name in sorted(name for name in self._golden if re.fullmatch(r"decode\.[^.]+\..+\.voxels", name)):
+            prefix = name.removesuffix("voxels")
+            preset, subject = prefix.removeprefix("decode.").removesuffix(".").split(".", 1)
+            voxels = self._given(name, (None,))
+            seed = int(self._given(f"{prefix}seed", (), "i"))
+            decoder = Decoder(
+                self._bundle, self._bundle.subject(subject), self._engine, preset, CaptionOptions()
+            )
+            result = decoder.decode(voxels, seed=seed)
+            for head in INPUTS:
+                yield self._row(f"{prefix}{head}", result.predictions[head])
+            for flow, latent in result.latents.items():
+                yield self._row(f"{prefix}denoised_{flow}_latent", latent, LOOP_FACTOR)
+            error, element_error, rms = self._errors(f"{prefix}image", result.image)
+            yield Row(f"{prefix}image", error, PIXEL_ERROR, element_error, PIXEL_STEP / rms)
+            if result.caption is not None:
+                yield self._exact(f"{prefix}tokens", np.array(result.tokens))
+                yield self._exact(f"{prefix}caption", np.frombuffer(result.caption.encode(), np.uint8))
 
-def _run(session: Session, ids: NDArray[Any]) -> None:
+
+def _one_prediction(timestep: int, image_ratio: float) -> SamplerTable:
+    """A table of one row: begin with the latent as it is, and end with the noise that is predicted of it."""
+    row = {"guidance_scale": 1.0, "image_ratio": image_ratio, "x0_from_noise": 1.0, "next_from_x0": 1.0}
+    coefficients = np.array([[row.get(column, 0.0) for column in COLUMNS]])
+    return SamplerTable(np.array([timestep]), int(timestep), 1.0, 1, coefficients)
+
+
+@contextmanager
+def _ids_of_the_file() -> Iterator[None]:
     """Run on recorded ids; those that the bundle's vocabulary does not have are the golden file's mistake."""
     try:
-        session.run()
+        yield
     except EngineError as error:
-        if ids.dtype.kind != "i":
-            raise
         raise InputError(
             f"the golden file holds ids that do not fit ({error}); {_OTHER_CHECKPOINT}"
         ) from error
-
-
-def _feed(session: Session, latent: NDArray[Any], ids: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    _restart(session, latent)
-    for token in ids:
-        session.write("token", int(token))
-        _run(session, ids)
-        yield session.read("logits")[0]
-
-
-def _greedy(session: Session, latent: NDArray[Any]) -> NDArray[np.int64]:
-    vocabulary = session.graph.tensor("logits").sized(1)[-1]
-    tokens = [vocabulary - BOS_OFFSET]
-    _restart(session, latent)
-    while len(tokens) < CAPTION_TOKENS and tokens[-1] != vocabulary - EOS_OFFSET:
-        session.write("token", tokens[-1])
-        session.run()
-        tokens.append(int(session.read("logits")[0].argmax()))
-    return np.array(tokens + [-1] * (CAPTION_TOKENS - len(tokens)), dtype=np.int64)
-
-
-def _restart(session: Session, latent: NDArray[Any]) -> None:
-    session.write("latent", latent[None])
-    session.write("position", 1)
-    session.write("key_cache", 0.0)
-    session.write("value_cache", 0.0)
 
 
 def _ratio(what: str) -> float:

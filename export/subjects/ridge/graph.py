@@ -25,7 +25,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from unibrain_rt.ridge_graph import FLOWS, ridge_tensors
+from unibrain_rt.flows import FLOWS
+from unibrain_rt.ridge_graph import ridge_tensors
 from unibrain_rt.subject import Subject
 from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE, Head
 from unibrain_rt.tensor_file import map_tensors, tensor_offsets
