@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,9 @@ from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import cache_option, engine_option, low_memory_option, threads_option
-from unibrain_rt.contact_sheet import SHEET_TILES, Tile, contact_sheet
-from unibrain_rt.decoder import Decoder
-from unibrain_rt.engines import Probe
-from unibrain_rt.errors import InputError, UnibrainError, one_line
-from unibrain_rt.outputs import OutputPlan, plan_outputs, write_pair, write_png
-from unibrain_rt.reconstruction import Reconstruction
-from unibrain_rt.scans import inspect_all, iter_scans
-from unibrain_rt.scans.scan_file import ScanFile
+from unibrain_rt.decode_files import ScanDecoded, ScanFailed, ScanKept, SheetDone, decode_files, plan_files
+from unibrain_rt.errors import one_line
+from unibrain_rt.pool import fallback_note, open_pool
 
 
 @click.command("decode", cls=JsonCommand, short_help="Decode scans into images and captions.")
@@ -40,6 +34,13 @@ from unibrain_rt.scans.scan_file import ScanFile
 )
 @click.option("--preset", default="paper", show_default=True, help="Sampling preset of the bundle.")
 @engine_option
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Decoding processes, each with the bundle in memory and its share of the cores.",
+)
 @threads_option
 @cache_option
 @low_memory_option
@@ -69,6 +70,7 @@ def command(
     out: Path,
     preset: str,
     engine: str,
+    workers: int,
     threads: int | None,
     cache: Path | None,
     low_memory: bool,
@@ -85,104 +87,71 @@ def command(
     code is then 2.
     """
     captions = CaptionOptions(temperature=temperature, top_p=top_p)
-    failed: list[UnibrainError] = []
-
-    def fail(error: UnibrainError) -> None:
-        failed.append(error)
-        complain(str(error))
-
     opened = Bundle.open(bundle)
     opened.preset(preset)
-    files = inspect_all(scans, opened.subject(subject).voxel_space, fail if len(scans) > 1 else None)
-    stems = [stem for file in files for stem in file.stems]
-    several = len(scans) > 1 or len(stems) > 1
-    plan = plan_outputs(out, stems, overwrite, sources=[file.path for file in files for _ in file.stems])
-    outputs = (path for output in (*plan.todo, *plan.kept) for path in (output.png, output.json))
+    plan = plan_files(scans, opened.subject(subject), out, overwrite=overwrite)
+    several = len(scans) > 1 or plan.scans > 1
+    if plan.failed and not several:
+        raise plan.failed[0]
+    outputs = (path for output in (*plan.outputs.todo, *plan.outputs.kept) for path in (output.png, output.json))
     report = JsonReport(json_file, bundle=opened.folder, inputs=(*scans, *outputs))
-    for kept in plan.kept:
-        click.echo(f"{kept.stem}: kept, {kept.existing[0]} exists (--overwrite decodes it again)", err=True)
-    if plan.todo:
-        decoder = Decoder.open(
-            opened,
-            subject=subject,
-            preset=preset,
-            engine=engine,
-            threads=threads,
-            captions=captions,
-            cache=cache,
-            low_memory=low_memory,
-            tell=_note,
-        )
-        for found in decoder.engine.passed_over:
-            if isinstance(found, Probe) and found.version is not None:
-                _note(f"passed over {found}")
-        _decode_all(decoder, files, plan, fail if several else None, seed, overwrite, report)
+    pool = open_pool(
+        opened,
+        workers=workers,
+        threads=threads,
+        tell=_note,
+        subject=subject,
+        preset=preset,
+        engine=engine,
+        captions=captions,
+        cache=cache,
+        low_memory=low_memory,
+    )
+    failed, fallen_back = 0, set[str]()
+    with pool, closing(_StepBar()) as bar:
+        for event in decode_files(plan, pool, seed=seed, progress=bar if sys.stderr.isatty() else None):
+            bar.close()
+            match event:
+                case ScanFailed(error):
+                    if not several:
+                        raise error
+                    failed = error.exit_code
+                    complain(str(error))
+                case ScanKept(stem, existing):
+                    _note(f"{stem}: kept, {existing} exists (--overwrite decodes it again)")
+                case ScanDecoded():
+                    if new := sorted(set(event.result.fallbacks) - fallen_back):
+                        fallen_back.update(new)
+                        _note(fallback_note(new))
+                    report.add({"stem": event.output.stem, **event.record})
+                    if not report.on_stdout:
+                        caption = event.result.caption
+                        said = "(this bundle writes no captions)" if caption is None else caption
+                        click.echo(f"{event.output.stem}: {said}" if plan.scans > 1 else said)
+                case SheetDone(path, "kept"):
+                    _note(f"{path}: kept (--overwrite makes it again)")
+                case SheetDone(path, "needs Pillow"):
+                    _note(f"{path.name} needs Pillow: pip install pillow")
     report.close()
-    if failed:
-        raise SystemExit(max(error.exit_code for error in failed))
-
-
-def _decode_all(
-    decoder: Decoder,
-    files: tuple[ScanFile, ...],
-    plan: OutputPlan,
-    fail: Callable[[UnibrainError], None] | None,
-    seed: int,
-    overwrite: bool,
-    report: JsonReport,
-) -> None:
-    outputs = {output.stem: output for output in plan.todo}
-    tiles: list[Tile] = []
-    done = 0
-    fallen_back: set[str] = set()
-    for scan in iter_scans(files, fail, plan.wanted):
-        try:
-            with _progress_bar(decoder.steps, scan.stem) as bar:
-                result = decoder.decode(scan.betas, seed=seed, progress=bar.update if bar else None)
-        except InputError as error:
-            if fail is None:
-                raise
-            fail(error)
-            continue
-        if new := sorted(set(result.fallbacks) - fallen_back):
-            fallen_back.update(new)
-            _note(f"{', '.join(new)}: computed in fp32, because numbers in half precision were not finite")
-        record = {**result.record(), "scan": str(scan.source), "scan_index": scan.index}
-        text = {"Description": result.caption or "", "Software": "unibrain-rt"}
-        write_pair(outputs[scan.stem], result.image, record, text=text)
-        report.add({"stem": scan.stem, **record})
-        if not report.on_stdout:
-            _print(scan.stem, result, named=len(plan.todo) + len(plan.kept) > 1)
-        done += 1
-        if len(tiles) < SHEET_TILES:
-            tiles.append(Tile((result.image,), f"{scan.stem}: {result.caption or ''}"))
-    sheet = plan.contact_sheet
-    if done > 1 and sheet.exists() and not overwrite:
-        click.echo(f"{sheet}: kept (--overwrite makes it again)", err=True)
-    elif done > 1:
-        header = [
-            f"{done} scans, {decoder.bundle.name}, {decoder.subject.name}, preset {decoder.preset_name}"
-        ]
-        if done > len(tiles):
-            header.append(f"the first {len(tiles)} are shown")
-        try:
-            drawn = contact_sheet(tiles, header=header)
-        except ImportError:
-            click.echo(f"{sheet.name} needs Pillow: pip install pillow", err=True)
-        else:
-            write_png(sheet, drawn)
+    raise SystemExit(failed)
 
 
 def _note(line: str) -> None:
     click.echo(one_line(line, 400), err=True)
 
 
-def _progress_bar(steps: int, label: str) -> Any:
-    if not sys.stderr.isatty():
-        return nullcontext()
-    return click.progressbar(length=steps, label=label, file=sys.stderr, show_percent=False, show_pos=True)
+class _StepBar:
+    """A progress bar on a terminal, of the steps of the scan that is being decoded."""
 
+    _bar: Any = None
 
-def _print(stem: str, result: Reconstruction, named: bool) -> None:
-    caption = result.caption if result.caption is not None else "(this bundle writes no captions)"
-    click.echo(f"{stem}: {caption}" if named else caption)
+    def __call__(self, stem: str, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = click.progressbar(length=total, label=stem, file=sys.stderr, show_percent=False, show_pos=True)
+            self._bar.render_progress()
+        self._bar.update(done)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
+            self._bar = None
