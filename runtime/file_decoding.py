@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from unibrain_rt.contact_sheet import SHEET_TILES, Tile, contact_sheet
-from unibrain_rt.decoder import Decoder, Reconstruction
+from unibrain_rt.decoder import Decoder
 from unibrain_rt.errors import InputError
 from unibrain_rt.outputs import Output, OutputPlan, plan_outputs, write_pair, write_png
 from unibrain_rt.pool import DecoderPool, LocalPool, Request
+from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.scans import inspect_all, iter_scans
 from unibrain_rt.scans.reading import Scan
 from unibrain_rt.scans.scan_file import ScanFile
@@ -93,7 +94,9 @@ def plan_files(
     files = inspect_all(scans, subject.voxel_space, failed.append)
     stems = [stem for file in files for stem in file.stems]
     sources = [file.path for file in files for _ in file.stems]
-    return FilePlan(files, tuple(failed), plan_outputs(Path(out), stems, overwrite, sources=sources), overwrite)
+    return FilePlan(
+        files, tuple(failed), plan_outputs(Path(out), stems, overwrite, sources=sources), overwrite
+    )
 
 
 def decode_files(

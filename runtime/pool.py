@@ -1,55 +1,50 @@
 """Many decodes behind one interface: requests go in, results come out in their order, wherever they are made.
 
 A `LocalPool` decodes in this process, a `ProcessPool` in several. What is asked and answered are `Request` and
-`Reconstruction`, nothing of processes, so that other machines may stand behind the interface, too.
+`Reconstruction`: arrays, numbers and names, which any other transport can carry, too.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import time
-import traceback
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.decoder import Decoder, Reconstruction
-from unibrain_rt.engines import EngineError, Probe
+from unibrain_rt.decoder import Decoder
+from unibrain_rt.engines import Probe
 from unibrain_rt.engines.host import usable_cores
-from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.errors import InputError
+from unibrain_rt.flows import INPUTS
+from unibrain_rt.reconstruction import Reconstruction
 
 Tell: TypeAlias = Callable[[str], None]
 Result: TypeAlias = "Reconstruction | InputError"
-"""A request whose scan cannot be decoded has the error as its result; the others go on."""
+"""A request that cannot be decoded has the error as its result; the others go on."""
 StepProgress: TypeAlias = Callable[[int, int], None]
 """Called with the number of denoising steps just done, and how many the whole decode has."""
-
-_ASKED = 2  # requests a worker has at a time: one that it decodes, and one that it finds when that is done
-_AHEAD = 4  # requests a worker that may be taken and not yet given back: what bounds the memory
-_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One decode of betas (voxels,) in % signal change; without a subject, of the one the pool was opened for."""
+    """One decode, as `Decoder.decode` takes it.
+
+    Attributes:
+        voxels: betas (voxels,) in % signal change.
+        subject: whose scan it is; None is the subject that the pool was opened for.
+        seed: of the noise.
+        inputs: which of the four predictions are used.
+    """
 
     voxels: NDArray[Any]
     subject: str | None = None
     seed: int = 0
+    inputs: tuple[str, ...] = INPUTS
 
 
 class DecoderPool(ABC):
@@ -68,6 +63,7 @@ class DecoderPool(ABC):
             progress: told of the steps of the request that was taken last, by pools that decode in this process.
 
         Raises:
+            InputError: the bundle does not have what the pool was opened for.
             BundleError, EngineError: as `Decoder.open` and `Decoder.decode`, or a process was killed.
         """
 
@@ -91,10 +87,14 @@ def open_pool(
 ) -> DecoderPool:
     """A pool of decoders for one bundle, which is loaded at the first request.
 
+        with open_pool(subject="sub-01", workers=4) as pool:
+            for result in pool.decode(Request(scan) for scan in scans):
+                ...
+
     Args:
         bundle: as for `Decoder.open`.
         workers: 1 decodes in this process; more are as many processes, each of which loads the bundle. By default one
-            a core.
+            a core. A script that starts processes does so only where ``__name__ == "__main__"``.
         threads: cores that all workers share, at least one each; by default all that this process may run on.
         tell: called with a line of text when an engine was passed over or does what takes long.
         options: ``subject``, ``preset``, ``engine``, ``captions``, ``cache`` and ``low_memory`` of `Decoder.open`.
@@ -107,22 +107,20 @@ def open_pool(
     options["bundle"] = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     count = workers or usable_cores()
     if count == 1:
-        return LocalPool(partial(_open_decoder, {**options, "threads": threads}, tell or (lambda line: None)))
+        return LocalPool(partial(open_decoder, {**options, "threads": threads}, tell or (lambda line: None)))
+
+    from unibrain_rt.process_pool import ProcessPool  # only here: multiprocessing takes a while to load
+
     each = max(1, (threads or usable_cores()) // count)
     return ProcessPool({**options, "threads": each}, count, tell)
-
-
-def fallback_note(graphs: Iterable[str]) -> str:
-    """A line about the graphs of `Reconstruction.fallbacks`."""
-    return f"{', '.join(graphs)}: computed in fp32, because numbers in half precision were not finite"
 
 
 class LocalPool(DecoderPool):
     """Decodes in this process, one request after another."""
 
-    def __init__(self, open_decoder: Callable[[], Decoder]) -> None:
-        """``open_decoder`` is called at the first request. Other subjects are read on its graphs in memory."""
-        self._open = open_decoder
+    def __init__(self, opened: Callable[[], Decoder]) -> None:
+        """``opened`` gives the decoder, at the first request. Other subjects are read on its graphs in memory."""
+        self._open = opened
         self._decoders: dict[str | None, Decoder] = {}
 
     def decode(self, requests: Iterable[Request], progress: StepProgress | None = None) -> Iterator[Result]:
@@ -134,197 +132,28 @@ class LocalPool(DecoderPool):
             first = self._open()
             self._decoders = {None: first, first.subject.name: first}
         try:
-            if request.subject not in self._decoders:
-                first = self._decoders[None]
-                self._decoders[request.subject] = first.reading(first.bundle.subject(request.subject))
-            decoder = self._decoders[request.subject]
-            tell = None if progress is None else partial(_tell_steps, progress, decoder.steps)
-            return decoder.decode(request.voxels, seed=request.seed, progress=tell)
+            decoder = self._decoder_of(request.subject)
+            steps = decoder.steps
+            return decoder.decode(
+                request.voxels,
+                seed=request.seed,
+                inputs=request.inputs,
+                progress=None if progress is None else lambda done: progress(done, steps),
+            )
         except InputError as error:
             return error
 
-
-class ProcessPool(DecoderPool):
-    """Decodes in worker processes. They are started when there is work for them, and stay until the end."""
-
-    def __init__(self, options: dict[str, Any], workers: int, tell: Tell | None = None) -> None:
-        """``options`` are those of `Decoder.open`, for every worker; ``tell`` hears each line of theirs once."""
-        self._options, self._count = options, workers
-        self._tell, self._told = tell, set[str]()
-        self._workers: list[_Worker] = []
-        self._streams = False
-
-    def decode(self, requests: Iterable[Request], progress: StepProgress | None = None) -> Iterator[Result]:
-        if self._streams:
-            raise RuntimeError("the pool is decoding other requests: read their results to the end first")
-        self._streams = True
-        done: dict[int, Result] = {}
-        taken = given = 0
-        left = iter(requests)
-        try:
-            while True:
-                while taken - given < _AHEAD * self._count and (worker := self._free()) is not None:
-                    request = next(left, None)
-                    if request is None:
-                        break
-                    worker.ask(taken, request)
-                    taken += 1
-                if taken == given:
-                    return
-                self._gather(done, at_once=given in done)
-                if given in done:
-                    given += 1
-                    yield done.pop(given - 1)
-        finally:
-            self._streams = False
-            if any(worker.asked for worker in self._workers):
-                self.close()  # nobody waits for what is under way
-
-    def close(self) -> None:
-        workers, self._workers = self._workers, []
-        for worker in workers:
-            worker.end()
-        for worker in workers:
-            worker.join()
-
-    def _free(self) -> _Worker | None:
-        """The worker with the least to do, if it can have more; one that is started where all have some."""
-        least = min(self._workers, key=lambda worker: len(worker.asked), default=None)
-        if (least is None or least.asked) and len(self._workers) < self._count:
-            self._workers.append(_Worker(self._options))
-            return self._workers[-1]
-        return least if least is not None and len(least.asked) < _ASKED else None
-
-    def _gather(self, done: dict[int, Result], *, at_once: bool) -> None:
-        """Put results that are there into ``done``, by their places; without ``at_once``, wait for one message."""
-        busy: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if worker.asked}
-        for connection in wait(list(busy), 0 if at_once else None):
-            worker = busy[connection]
-            message = worker.receive()
-            if isinstance(message, str):
-                if self._tell is not None and message not in self._told:
-                    self._told.add(message)
-                    self._tell(message)
-            elif isinstance(message, _Failure):
-                raise message.error()
-            else:
-                done[worker.asked.popleft()] = message
+    def _decoder_of(self, subject: str | None) -> Decoder:
+        if subject not in self._decoders:
+            first = self._decoders[None]
+            self._decoders[subject] = first.reading(first.bundle.subject(subject))
+        return self._decoders[subject]
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """What ended a worker. An exception itself might not survive the way to another process."""
-
-    kind: str
-    line: str
-    trace: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> _Failure:
-        kind = next((kind for kind in (EngineError, BundleError, InputError) if isinstance(error, kind)), None)
-        name = "" if kind is None else kind.__name__
-        return cls(name, str(error) if kind else repr(error), traceback.format_exc())
-
-    def error(self) -> Exception:
-        for kind in (EngineError, BundleError, InputError):
-            if kind.__name__ == self.kind:
-                return kind(self.line)
-        error = RuntimeError(f"a decoding process failed: {self.line}")
-        error.__cause__ = RuntimeError(self.trace)
-        return error
-
-
-class _Worker:
-    """This process' end of a worker. ``asked`` are the places of the requests that it has not answered."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        # A forked copy of a process with threads may hang: workers start afresh.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.asked: deque[int] = deque()
-        self._process = context.Process(target=_work, args=(theirs, options), daemon=True)
-        with _interrupts_held():
-            self._process.start()
-        theirs.close()
-
-    def ask(self, place: int, request: Request) -> None:
-        self.asked.append(place)
-        with suppress(BrokenPipeError, ConnectionResetError):  # `receive` tells what became of it
-            self.connection.send(request)
-
-    def receive(self) -> Result | str | _Failure:
-        """What the worker says next. Raises EngineError if it is gone."""
-        try:
-            message: Result | str | _Failure = self.connection.recv()
-            return message
-        except (EOFError, ConnectionResetError):
-            self._process.join(_PATIENCE_S)
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            problem = f"was killed (signal {-code}), perhaps for memory; use fewer workers"
-        else:
-            problem = (
-                f"ended (exit code {code}); see what it printed, and let a script start processes only where "
-                "__name__ == '__main__'"
-            )
-        raise EngineError(f"a decoding process {problem}")
-
-    def end(self) -> None:
-        """Let the worker end, at once where it is busy."""
-        if self.asked:
-            self._process.kill()
-        self.connection.close()
-
-    def join(self) -> None:
-        """Wait until the worker has ended."""
-        self._process.join(_PATIENCE_S)
-        self._process.kill()
-        self._process.join()
-
-
-def _work(connection: Connection, options: dict[str, Any]) -> None:
-    """A worker: answer requests until there are no more, or fail."""
-    requests: SimpleQueue[Request | None] = SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
-    pool = LocalPool(partial(_open_decoder, options, connection.send))
-    with suppress(BrokenPipeError, ConnectionResetError):  # the pool is gone, and so is who would read of it
-        try:
-            while (request := requests.get()) is not None:
-                connection.send(pool.answer(request))
-        except Exception as error:
-            connection.send(_Failure.of(error))
-
-
-def _listen(connection: Connection, requests: SimpleQueue[Request | None]) -> None:
-    """Take requests as they come, so that no pool waits until it can send one; end the process with its pool."""
-    with suppress(EOFError, OSError):
-        while True:
-            requests.put(connection.recv())
-    requests.put(None)
-    time.sleep(_PATIENCE_S)
-    os._exit(1)  # a decode that nobody waits for could take minutes more
-
-
-def _open_decoder(options: dict[str, Any], tell: Tell) -> Decoder:
+def open_decoder(options: dict[str, Any], tell: Tell) -> Decoder:
+    """`Decoder.open`, which also tells of the engines that were passed over."""
     decoder = Decoder.open(**options, tell=tell)
-    for found in decoder.engine.passed_over:
-        if isinstance(found, Probe) and found.version is not None:
-            tell(f"passed over {found}")
+    for probe in decoder.engine.passed_over:
+        if isinstance(probe, Probe) and probe.version is not None:
+            tell(f"passed over {probe}")
     return decoder
-
-
-def _tell_steps(progress: StepProgress, steps: int, done: int) -> None:
-    progress(done, steps)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; a worker that starts in here never hears of it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

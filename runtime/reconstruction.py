@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,8 @@ class Reconstruction:
             f'style="image-rendering:pixelated" src="data:image/png;base64,{picture}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
+
+
+def fallback_note(graphs: Iterable[str]) -> str:
+    """A line about the graphs of `Reconstruction.fallbacks`."""
+    return f"{', '.join(graphs)}: computed in fp32, because numbers in half precision were not finite"

@@ -14,9 +14,10 @@ from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import cache_option, engine_option, low_memory_option, threads_option
-from unibrain_rt.decode_files import ScanDecoded, ScanFailed, ScanKept, SheetDone, decode_files, plan_files
 from unibrain_rt.errors import one_line
-from unibrain_rt.pool import fallback_note, open_pool
+from unibrain_rt.file_decoding import ScanDecoded, ScanFailed, ScanKept, SheetDone, decode_files, plan_files
+from unibrain_rt.pool import open_pool
+from unibrain_rt.reconstruction import fallback_note
 
 
 @click.command("decode", cls=JsonCommand, short_help="Decode scans into images and captions.")
@@ -93,7 +94,9 @@ def command(
     several = len(scans) > 1 or plan.scans > 1
     if plan.failed and not several:
         raise plan.failed[0]
-    outputs = (path for output in (*plan.outputs.todo, *plan.outputs.kept) for path in (output.png, output.json))
+    outputs = (
+        path for output in (*plan.outputs.todo, *plan.outputs.kept) for path in (output.png, output.json)
+    )
     report = JsonReport(json_file, bundle=opened.folder, inputs=(*scans, *outputs))
     pool = open_pool(
         opened,
@@ -133,7 +136,8 @@ def command(
                 case SheetDone(path, "needs Pillow"):
                     _note(f"{path.name} needs Pillow: pip install pillow")
     report.close()
-    raise SystemExit(failed)
+    if failed:
+        raise SystemExit(failed)
 
 
 def _note(line: str) -> None:
@@ -147,7 +151,9 @@ class _StepBar:
 
     def __call__(self, stem: str, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = click.progressbar(length=total, label=stem, file=sys.stderr, show_percent=False, show_pos=True)
+            self._bar = click.progressbar(
+                length=total, label=stem, file=sys.stderr, show_percent=False, show_pos=True
+            )
             self._bar.render_progress()
         self._bar.update(done)
 
