@@ -16,19 +16,38 @@ if TYPE_CHECKING:
     from unibrain_rt.bundle import Bundle as Bundle
     from unibrain_rt.decoder import Decoder as Decoder
     from unibrain_rt.errors import UnibrainError as UnibrainError
+    from unibrain_rt.file_decoding import FilePlan as FilePlan
+    from unibrain_rt.file_decoding import ScanDecoded as ScanDecoded
+    from unibrain_rt.file_decoding import ScanFailed as ScanFailed
+    from unibrain_rt.file_decoding import ScanKept as ScanKept
+    from unibrain_rt.file_decoding import SheetDone as SheetDone
+    from unibrain_rt.file_decoding import decode_files as decode_files
+    from unibrain_rt.file_decoding import plan_files as plan_files
+    from unibrain_rt.pool import DecoderPool as DecoderPool
+    from unibrain_rt.pool import Request as Request
+    from unibrain_rt.pool import open_pool as open_pool
     from unibrain_rt.reconstruction import Reconstruction as Reconstruction
     from unibrain_rt.scans import read_scans as read_scans
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Decoder", "Reconstruction", "UnibrainError", "__version__", "read_scans"]
-
 _HOMES = {
     "Bundle": "bundle",
     "Decoder": "decoder",
     "Reconstruction": "reconstruction",
     "UnibrainError": "errors",
     "read_scans": "scans",
+    "plan_files": "file_decoding",
+    "FilePlan": "file_decoding",
+    "decode_files": "file_decoding",
+    "ScanDecoded": "file_decoding",
+    "ScanKept": "file_decoding",
+    "ScanFailed": "file_decoding",
+    "SheetDone": "file_decoding",
+    "open_pool": "pool",
+    "DecoderPool": "pool",
+    "Request": "pool",
 }
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:

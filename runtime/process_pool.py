@@ -25,6 +25,7 @@ from unibrain_rt.pool import DecoderPool, LocalPool, Request, Result, StepProgre
 _ASKED = 2  # requests a worker has at a time: one that it decodes, and one that it finds when that is done
 _AHEAD = 4  # requests a worker that may be taken and not yet given back: what bounds the memory
 _PATIENCE_S = 5.0
+_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (EngineError, BundleError, InputError)}
 
 
 class ProcessPool(DecoderPool):
@@ -104,16 +105,12 @@ class _Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> _Failure:
-        kind = next(
-            (kind for kind in (EngineError, BundleError, InputError) if isinstance(error, kind)), None
-        )
-        name = "" if kind is None else kind.__name__
-        return cls(name, str(error) if kind else repr(error), traceback.format_exc())
+        kind = next((name for name, known in _ERRORS.items() if isinstance(error, known)), "")
+        return cls(kind, str(error) if kind else repr(error), traceback.format_exc())
 
     def error(self) -> Exception:
-        for kind in (EngineError, BundleError, InputError):
-            if kind.__name__ == self.kind:
-                return kind(self.line)
+        if self.kind in _ERRORS:
+            return _ERRORS[self.kind](self.line)
         error = RuntimeError(f"a decoding process failed: {self.line}")
         error.__cause__ = RuntimeError(self.trace)
         return error

@@ -216,6 +216,19 @@ def test_the_models_are_loaded_once(decode: Run, scans: list[Path], monkeypatch:
     assert len(opened) == 1
 
 
+def test_workers_decode_what_one_process_does(
+    decode: Run, out: Path, scans: list[Path], tmp_path: Path
+) -> None:
+    scans[1].write_bytes(b"")
+    alone = decode(*scans)
+    together = decode(*scans, "--out", tmp_path / "two", "--workers", "2")
+    assert (together.code, together.out, together.complaints) == (2, alone.out, alone.complaints)
+    assert files(tmp_path / "two") == files(out)
+    for name in files(out):
+        if name.endswith(".png"):
+            assert (tmp_path / "two" / name).read_bytes() == (out / name).read_bytes()
+
+
 @pytest.mark.parametrize("bad", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["header", "values", "too large", "missing"])
 def test_one_bad_scan_among_many_is_reported(
@@ -616,6 +629,8 @@ def test_ctrl_c_ends_a_process_at_once(tiny_template: Path, tiny: Any, out: Path
         (["SCAN", "--seed", "-1"], 2, "Invalid value for '--seed'"),
         (["SCAN", "--seed", "1.5"], 2, "Invalid value for '--seed'"),
         (["SCAN", "--threads", "0"], 2, "Invalid value for '--threads'"),
+        (["SCAN", "--workers", "0"], 2, "Invalid value for '--workers'"),
+        (["SCAN", "--workers", "2", "--engine", "abacus"], 3, "unknown engine 'abacus'"),
         (["SCAN", "--threads", "100000"], 2, "Invalid value for '--threads'"),
         (["SCAN", "--temperature", "-1"], 2, "temperature must be"),
         (["SCAN", "--temperature", "nan"], 2, "temperature must be"),
