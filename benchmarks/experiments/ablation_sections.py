@@ -23,15 +23,15 @@ from unibrain_rt.benchmarks.quality.intervals import difference
 from unibrain_rt.benchmarks.quality.page import Section, Text
 
 
-def image_ablation(found: Mapping[Variant, Result]) -> Section:
+def image_ablation(ablated: Mapping[Variant, Result]) -> Section:
     """The paper's first table beside ours, and whether its pattern holds."""
-    ours = {variant.name: one.images.summary() for variant, one in found.items()}
+    ours = {variant.name: one.images.summary() for variant, one in ablated.items()}
     versus = {
         f"full against {variant.name}": {
-            name: difference(found[FULL].images[name], one.images[name])
+            name: difference(ablated[FULL].images[name], one.images[name])
             for name in ("CLIP", "Judge", "PixCorr")
         }
-        for variant, one in found.items()
+        for variant, one in ablated.items()
         if variant is not FULL
     }
     return Section(
@@ -59,17 +59,17 @@ def image_ablation(found: Mapping[Variant, Result]) -> Section:
                 versus,
                 ("CLIP", "Judge", "PixCorr"),
             ),
-            *image_pattern(found),
+            *image_pattern(ablated),
         ),
     )
 
 
-def image_pattern(found: Mapping[Variant, Result]) -> tuple[Text, ...]:
+def image_pattern(ablated: Mapping[Variant, Result]) -> tuple[Text, ...]:
     """Whether full beats what one context guides, and Z alone is true in pixels and poor in meaning."""
     lines = []
     for measure in ("CLIP", "Judge"):
         gains = {
-            variant: difference(found[FULL].images[measure], found[variant].images[measure])
+            variant: difference(ablated[FULL].images[measure], ablated[variant].images[measure])
             for variant in SINGLE_CONTEXT
         }
         beaten = [variant.name for variant, gain in gains.items() if gain.low > 0]
@@ -83,10 +83,10 @@ def image_pattern(found: Mapping[Variant, Result]) -> tuple[Text, ...]:
                 "scene: what one adds to the other and to Z is less than what scans differ by"
             )
         lines.append(Text(f"{line}."))
-    means = {variant: float(one.images["PixCorr"].mean()) for variant, one in found.items()}
+    means = {variant: float(one.images["PixCorr"].mean()) for variant, one in ablated.items()}
     best = max(means, key=lambda variant: means[variant])
-    lead = difference(found[ONLY_Z].images["PixCorr"], found[FULL].images["PixCorr"])
-    poorer = difference(found[FULL].images["CLIP"], found[ONLY_Z].images["CLIP"])
+    lead = difference(ablated[ONLY_Z].images["PixCorr"], ablated[FULL].images["PixCorr"])
+    poorer = difference(ablated[FULL].images["CLIP"], ablated[ONLY_Z].images["CLIP"])
     pixels = "has" if best is ONLY_Z else f"does not have ({best.name} does)"
     meaning = "less than the full model's" if poorer.low > 0 else "not shown to be less than the full model's"
     lines.append(
@@ -95,7 +95,7 @@ def image_pattern(found: Mapping[Variant, Result]) -> tuple[Text, ...]:
             f"{meaning} (difference {poorer.text()})."
         )
     )
-    mean_z = float(found[ONLY_Z].images["CLIP"].mean())
+    mean_z = float(ablated[ONLY_Z].images["CLIP"].mean())
     if mean_z > 0.7:
         lines.append(
             Text(
@@ -108,15 +108,15 @@ def image_pattern(found: Mapping[Variant, Result]) -> tuple[Text, ...]:
     return tuple(lines)
 
 
-def caption_ablation(found: Mapping[Variant, Result]) -> Section:
+def caption_ablation(ablated: Mapping[Variant, Result]) -> Section:
     """The paper's second table beside ours."""
-    ours = {variant.name: one.captions.summary() for variant, one in found.items()}
+    ours = {variant.name: one.captions.summary() for variant, one in ablated.items()}
     versus = {
         f"full against {variant.name}": {
-            name: difference(found[FULL].captions[name], one.captions[name])
+            name: difference(ablated[FULL].captions[name], one.captions[name])
             for name in ("METEOR", "CLIP", KIND)
         }
-        for variant, one in found.items()
+        for variant, one in ablated.items()
         if variant is not FULL
     }
     return Section(
@@ -131,7 +131,7 @@ def caption_ablation(found: Mapping[Variant, Result]) -> Section:
                 "variant",
                 ours,
                 CAPTION_MEASURES,
-                meteor_note(found[FULL]),
+                meteor_note(ablated[FULL]),
                 dict.fromkeys(CAPTION_MEASURES, True),
             ),
             table_of("The paper, subject 1 of NSD", "variant", PAPER_CAPTIONS, tuple(PAPER_CAPTIONS["full"])),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.benchmarks.experiments.laboratory import COLOUR, KIND, Result, Session
+from unibrain_rt.benchmarks.experiments.laboratory import COLOUR, KIND, Participant, Result
 from unibrain_rt.benchmarks.quality.intervals import Interval
 from unibrain_rt.benchmarks.quality.page import Picture, Table
 from unibrain_rt.export.phantom.phrases import captions
@@ -16,11 +16,11 @@ IMAGE_MEASURES = ("CLIP", "Judge", "Pixels", "PixCorr", "SSIM")
 CAPTION_MEASURES = ("METEOR", "ROUGE-1", "ROUGE-L", "BLEU", "CLIP", KIND, COLOUR)
 
 
-def pairs(session: Session, result: Result, rows: Sequence[int] | NDArray[np.int64] | range) -> tuple:
+def pairs(participant: Participant, result: Result, rows: Sequence[int] | NDArray[np.int64] | range) -> tuple:
     return tuple(
         (
-            Picture(session.stimuli[row], captions(session.shown[row])[0], "shown"),
-            Picture(result.decoded[row].picture, result.decoded[row].caption or "", "decoded"),
+            Picture(participant.stimuli[row], captions(participant.shown[row])[0], "shown"),
+            Picture(result.decoded[row].image, result.decoded[row].caption or "", "decoded"),
         )
         for row in rows
     )

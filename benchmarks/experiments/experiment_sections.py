@@ -15,7 +15,7 @@ from unibrain_rt.benchmarks.experiments.blocks import (
     table_of,
 )
 from unibrain_rt.benchmarks.experiments.experiments import Agreement
-from unibrain_rt.benchmarks.experiments.laboratory import COLOUR, KIND, Result, Session
+from unibrain_rt.benchmarks.experiments.laboratory import COLOUR, KIND, Participant, Result
 from unibrain_rt.benchmarks.quality.intervals import interval
 from unibrain_rt.benchmarks.quality.page import Block, Picture, Pictures, Section, Text
 from unibrain_rt.contact_sheet import Tile, contact_sheet
@@ -26,14 +26,14 @@ EXTREMES = 6
 SHEET = 18
 
 
-def examples(session: Session, result: Result) -> Section:
+def examples(participant: Participant, result: Result) -> Section:
     """The first held-out scans, and the best, middling and worst of all."""
     blocks: list[Block] = [
         Text(
-            f"Left what was shown, right what was decoded from the scan of {session.name}, for the first "
+            f"Left what was shown, right what was decoded from the scan of {participant.name}, for the first "
             f"{EXAMPLES} held-out scans; below each the decoded caption."
         ),
-        Pictures("the first scans", pairs(session, result, range(min(EXAMPLES, len(session))))),
+        Pictures("the first scans", pairs(participant, result, range(min(EXAMPLES, len(participant))))),
     ]
     # Identification alone has many ties at the top.
     order = np.lexsort((result.images["PixCorr"], result.images["Judge"]))
@@ -45,29 +45,31 @@ def examples(session: Session, result: Result) -> Section:
         ("worst", order[:count]),
     ):
         blocks.append(
-            Pictures(f"{name}, by the judge's identification, then by PixCorr", pairs(session, result, rows))
+            Pictures(
+                f"{name}, by the judge's identification, then by PixCorr", pairs(participant, result, rows)
+            )
         )
     return Section("What was seen, and what was decoded", tuple(blocks))
 
 
-def contact_sheet_of(session: Session, result: Result, preset: str) -> NDArray[np.uint8]:
+def contact_sheet_of(participant: Participant, result: Result, preset: str) -> NDArray[np.uint8]:
     """The first held-out scans as one picture (H, W, 3)."""
     tiles = [
         Tile((stimulus, decoded.image), decoded.caption or "")
-        for stimulus, decoded in list(zip(session.stimuli, result.decoded, strict=True))[:SHEET]
+        for stimulus, decoded in list(zip(participant.stimuli, result.decoded, strict=True))[:SHEET]
         if decoded.image is not None
     ]
     header = [
         "what was shown, and what was decoded from the scan",
-        f"the first {len(tiles)} held-out scans of {session.name}, preset {preset}",
+        f"the first {len(tiles)} held-out scans of {participant.name}, preset {preset}",
     ]
     return contact_sheet(tiles, columns=6, header=header, labels=("shown", "decoded"))
 
 
-def scores(sessions: Sequence[Session], results: Mapping[str, Result]) -> Section:
+def scores(participants: Sequence[Participant], results: Mapping[str, Result]) -> Section:
     """Every measure of every subject, and by kind for the first."""
-    pooled_shown = [scene.kind for scene in sessions[0].shown]
-    first = sessions[0].name
+    pooled_shown = [scene.kind for scene in participants[0].shown]
+    first = participants[0].name
     image_kinds, caption_kinds = (
         part.by(pooled_shown) for part in (results[first].images, results[first].captions)
     )
@@ -79,7 +81,7 @@ def scores(sessions: Sequence[Session], results: Mapping[str, Result]) -> Sectio
         "How good the decodes are",
         (
             Text(
-                f"{len(sessions[0])} held-out scenes, the same for every subject, each scan the mean of "
+                f"{len(participants[0])} held-out scenes, the same for every subject, each scan the mean of "
                 "three repeats. Identification (chance 0.5): how often a decode's features correlate more "
                 "with its own stimulus' than with another's. CLIP guides the decoder and so cannot be the "
                 "only judge; the judge is a classifier trained apart from everything the decoder uses. "
@@ -104,7 +106,7 @@ def scores(sessions: Sequence[Session], results: Mapping[str, Result]) -> Sectio
 
 
 def agreement(
-    sessions: Sequence[Session], results: Mapping[str, Result], found: Sequence[Agreement]
+    participants: Sequence[Participant], results: Mapping[str, Result], agreements: Sequence[Agreement]
 ) -> Section:
     """The same stimuli through every subject."""
     table = {
@@ -114,13 +116,13 @@ def agreement(
             "ROUGE-L": interval(one.captions),
             "same kind named": interval(one.kinds),
         }
-        for one in found
+        for one in agreements
     }
     rows = []
-    for place in range(min(6, len(sessions[0]))):
-        first = Picture(sessions[0].stimuli[place], captions(sessions[0].shown[place])[0], "shown")
+    for place in range(min(6, len(participants[0]))):
+        first = Picture(participants[0].stimuli[place], captions(participants[0].shown[place])[0], "shown")
         others = (
-            Picture(one.decoded[place].picture, one.decoded[place].caption or "", f"decoded from {name}")
+            Picture(one.decoded[place].image, one.decoded[place].caption or "", f"decoded from {name}")
             for name, one in results.items()
         )
         rows.append((first, *others))
@@ -138,7 +140,7 @@ def agreement(
     )
 
 
-def controls(found: Mapping[str, Result]) -> Section:
+def controls(controlled: Mapping[str, Result]) -> Section:
     """What comes out where nothing goes in."""
     table = {
         name: {
@@ -147,13 +149,13 @@ def controls(found: Mapping[str, Result]) -> Section:
             KIND: interval(one.captions[KIND]),
             COLOUR: interval(one.captions[COLOUR]),
         }
-        for name, one in found.items()
+        for name, one in controlled.items()
     }
     pictures = [
         Pictures(
-            name, tuple((Picture(d.picture, d.caption or "", f"control: {name}"),) for d in one.decoded[:6])
+            name, tuple((Picture(d.image, d.caption or "", f"control: {name}"),) for d in one.decoded[:6])
         )
-        for name, one in found.items()
+        for name, one in controlled.items()
     ]
     off = [
         f"{name} ({measure} {cell.text()})"

@@ -11,17 +11,15 @@ from numpy.typing import NDArray
 
 from unibrain_rt.benchmarks.experiments.laboratory import (
     Laboratory,
+    Participant,
     Result,
-    Session,
     Values,
     Yardstick,
-    captions_of,
-    pictures_of,
 )
 from unibrain_rt.benchmarks.quality.ablations import FULL, VARIANTS, Variant
 from unibrain_rt.benchmarks.quality.caption_measures import rouge
 from unibrain_rt.benchmarks.quality.controls import CONTROLS
-from unibrain_rt.benchmarks.quality.decoding import Decoded, Request
+from unibrain_rt.benchmarks.quality.decoding import captions_of, pictures_of
 from unibrain_rt.benchmarks.quality.image_measures import pixel_correlation, two_way_identification
 from unibrain_rt.benchmarks.quality.regions import active, lesioned, natural_strength
 from unibrain_rt.export.judges.features import Extractor
@@ -30,6 +28,8 @@ from unibrain_rt.export.phantom.people import scans
 from unibrain_rt.export.phantom.phrases import kinds_named
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import KINDS, scenes
+from unibrain_rt.pool import Request
+from unibrain_rt.reconstruction import Reconstruction
 
 #: Category region -> the kind of thing it prefers.
 PREFERRED = {"faces": "face", "words": "word", "places": "place", "bodies": "body"}
@@ -40,24 +40,28 @@ _REFERENCE_SEED = 31
 _KNOWN_SCENES = 400  # from which the judge learns what each kind looks like
 
 
-def full_decodes(lab: Laboratory, sessions: Sequence[Session], yardstick: Yardstick) -> dict[str, Result]:
+def full_decodes(
+    lab: Laboratory, participants: Sequence[Participant], yardstick: Yardstick
+) -> dict[str, Result]:
     """Every held-out scan of every subject, as ``unibrain-rt decode`` does it, by the subject's name."""
     return {
-        session.name: yardstick.measure(
-            lab.decode(session.name, session.name, [Request(scan) for scan in session.voxels])
+        participant.name: yardstick.measure(
+            lab.decode(participant.name, [Request(scan, participant.name) for scan in participant.voxels])
         )
-        for session in sessions
+        for participant in participants
     }
 
 
-def ablations(lab: Laboratory, session: Session, full: Result, yardstick: Yardstick) -> dict[Variant, Result]:
+def ablations(
+    lab: Laboratory, participant: Participant, full: Result, yardstick: Yardstick
+) -> dict[Variant, Result]:
     """Every variant of one subject's decodes."""
-    found = {FULL: full}
+    results = {FULL: full}
     for variant in VARIANTS:
         if variant is not FULL:
-            requests = [Request(scan, variant) for scan in session.voxels]
-            found[variant] = yardstick.measure(lab.decode(variant.name, session.name, requests))
-    return found
+            requests = [Request(scan, participant.name, inputs=variant.inputs) for scan in participant.voxels]
+            results[variant] = yardstick.measure(lab.decode(variant.name, requests))
+    return results
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,36 +71,37 @@ class Activation:
     subject: str
     region: str
     strength: float  # standard deviations
-    decoded: list[Decoded]
+    decoded: list[Reconstruction]
     kind_in_caption: Values  # (seeds,): 1 where the caption names the region's kind and no other
     kind_in_picture: Values  # (seeds,): 1 where the judge takes the picture for one of that kind
 
 
-def activations(lab: Laboratory, session: Session, recogniser: KindRecogniser) -> list[Activation]:
+def activations(lab: Laboratory, participant: Participant, recogniser: KindRecogniser) -> list[Activation]:
     """Each category region active alone, ``ACTIVATIONS`` seeds of noise."""
     shown = scenes("validation", _REFERENCE_SCANS, _REFERENCE_SEED)
-    size = session.stimuli.shape[1]
-    reference = scans(session.brain, stimuli(shown, size), shown, _REFERENCE_SEED)
-    every = regions(session.brain)
-    strengths = {region: natural_strength(session.subject, every[region], reference) for region in PREFERRED}
+    size = participant.stimuli.shape[1]
+    reference = scans(participant.brain, stimuli(shown, size), shown, _REFERENCE_SEED)
+    every = regions(participant.brain)
+    strengths = {
+        region: natural_strength(participant.subject, every[region], reference) for region in PREFERRED
+    }
     # All in one call: starting the workers takes as long as many decodes.
     decoded = lab.decode(
-        f"{session.name}, regions active",
-        session.name,
+        f"{participant.name}, regions active",
         [
-            Request(active(session.subject, every[region], strength), seed=seed)
+            Request(active(participant.subject, every[region], strength), participant.name, seed)
             for region, strength in strengths.items()
             for seed in range(ACTIVATIONS)
         ],
     )
-    found = []
+    activated = []
     for place, (region, kind) in enumerate(PREFERRED.items()):
         own = decoded[place * ACTIVATIONS : (place + 1) * ACTIVATIONS]
         named = [kinds_named(text) == {kind} for text in captions_of(own)]
         seen = [other == kind for other in recogniser(pictures_of(own))]
-        found.append(
+        activated.append(
             Activation(
-                session.name,
+                participant.name,
                 region,
                 strengths[region],
                 own,
@@ -104,7 +109,7 @@ def activations(lab: Laboratory, session: Session, recogniser: KindRecogniser) -
                 np.array(seen, np.float64),
             )
         )
-    return found
+    return activated
 
 
 class KindRecogniser:
@@ -132,39 +137,40 @@ LESIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def lesions(lab: Laboratory, session: Session, full: Result) -> tuple[NDArray[np.bool_], dict[str, Result]]:
+def lesions(
+    lab: Laboratory, participant: Participant, full: Result
+) -> tuple[NDArray[np.bool_], dict[str, Result]]:
     """Scans of the four preferred kinds with a region silenced.
 
-    Gives which of the session's scans those are, and the results by what was silenced, ``"nothing"`` first.
+    Gives which of the participant's scans those are, and the results by what was silenced, ``"nothing"`` first.
     """
-    rows = np.array([scene.kind in PREFERRED.values() for scene in session.shown])
-    shown = [scene for scene, wanted in zip(session.shown, rows, strict=True) if wanted]
-    pictures, voxels = session.stimuli[rows], session.voxels[rows]
+    rows = np.array([scene.kind in PREFERRED.values() for scene in participant.shown])
+    shown = [scene for scene, wanted in zip(participant.shown, rows, strict=True) if wanted]
+    pictures, voxels = participant.stimuli[rows], participant.voxels[rows]
     yardstick = Yardstick(lab, shown, pictures)
     whole = [one for one, wanted in zip(full.decoded, rows, strict=True) if wanted]
-    found = {"nothing": yardstick.measure(whole)}
-    every = regions(session.brain)
+    results = {"nothing": yardstick.measure(whole)}
+    every = regions(participant.brain)
     for name, members in LESIONS.items():
         mask = np.any([every[member] for member in members], axis=0)
         decoded = lab.decode(
             f"{name} silenced",
-            session.name,
-            [Request(scan) for scan in lesioned(session.subject, voxels, mask)],
+            [Request(scan, participant.name) for scan in lesioned(participant.subject, voxels, mask)],
         )
-        found[name] = yardstick.measure(decoded)
-    return rows, found
+        results[name] = yardstick.measure(decoded)
+    return rows, results
 
 
-def controls(lab: Laboratory, session: Session) -> dict[str, Result]:
+def controls(lab: Laboratory, participant: Participant) -> dict[str, Result]:
     """What comes out where nothing of the stimulus goes in, by the control's name."""
     rows = slice(CONTROL_SCANS)
-    yardstick = Yardstick(lab, session.shown[rows], session.stimuli[rows])
-    found = {}
+    yardstick = Yardstick(lab, participant.shown[rows], participant.stimuli[rows])
+    results = {}
     for name, made in CONTROLS.items():
-        scans_without = made(session.subject, session.voxels[rows], 0)
-        requests = [Request(scan, seed=seed) for seed, scan in enumerate(scans_without)]
-        found[name] = yardstick.measure(lab.decode(f"control: {name}", session.name, requests))
-    return found
+        scans_without = made(participant.subject, participant.voxels[rows], 0)
+        requests = [Request(scan, participant.name, seed) for seed, scan in enumerate(scans_without)]
+        results[name] = yardstick.measure(lab.decode(f"control: {name}", requests))
+    return results
 
 
 @dataclass(frozen=True, eq=False)

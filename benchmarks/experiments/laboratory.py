@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.benchmarks.quality.decoding import Decoded, DecodingPool, Request
+from unibrain_rt.benchmarks.quality.decoding import captions_of, decode_all, pictures_of
 from unibrain_rt.benchmarks.quality.scores import CaptionJudge, ImageJudge, Metric, Scores
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
@@ -17,7 +17,8 @@ from unibrain_rt.export.phantom.people import held_out, subject_model
 from unibrain_rt.export.phantom.phrases import captions, colours_named, kinds_named
 from unibrain_rt.export.phantom.scenes import COLOURS, KINDS, Scene
 from unibrain_rt.export.phantom.simulated_subjects import SubjectModel
-from unibrain_rt.export.progress import by_shares
+from unibrain_rt.pool import DecoderPool, Request
+from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.subject import Subject
 
 Values = NDArray[np.float64]
@@ -33,7 +34,7 @@ METRICS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
+class Participant:
     """One subject and its held-out scans, each the mean of three repeats."""
 
     subject: Subject
@@ -54,7 +55,7 @@ class Session:
 class Result:
     """Decodes of one condition, and how their pictures and captions score, scan by scan."""
 
-    decoded: list[Decoded]
+    decoded: list[Reconstruction]
     images: Scores
     captions: Scores
 
@@ -76,7 +77,7 @@ class Yardstick:
         self._images = ImageJudge(stimuli, lab.extractors)
         self._captions = CaptionJudge([captions(scene) for scene in shown], lab.bundle, lab.engine)
 
-    def measure(self, decoded: list[Decoded]) -> Result:
+    def measure(self, decoded: list[Reconstruction]) -> Result:
         told = captions_of(decoded)
         named = Scores(
             {KIND: names_kind(told, self._shown), COLOUR: names_colour(told, self._shown)}, METRICS
@@ -94,7 +95,7 @@ class Laboratory:
     engine: Engine
     extractors: tuple[Extractor, ...]
     preset: str
-    pool: DecodingPool
+    pool: DecoderPool
     say: Callable[[str], None]
 
     @property
@@ -102,25 +103,15 @@ class Laboratory:
         """The feature network that was trained apart from everything the decoder uses."""
         return self.extractors[-1]
 
-    def session(self, name: str, scans: int) -> Session:
+    def participant(self, name: str, scans: int) -> Participant:
         """The first ``scans`` held-out scans of a subject; every subject sees the same scenes."""
         size = self.bundle.architecture["autokl"]["image_size"]
         shown, pictures, voxels = held_out(name, scans, size)
-        return Session(self.bundle.subject(name), subject_model(name), tuple(shown), pictures, voxels)
+        return Participant(self.bundle.subject(name), subject_model(name), tuple(shown), pictures, voxels)
 
-    def decode(self, what: str, subject: str, requests: Sequence[Request]) -> list[Decoded]:
+    def decode(self, what: str, requests: Sequence[Request]) -> list[Reconstruction]:
         """Decode all, with a line about every quarter of the way."""
-        report = by_shares(lambda done, total: self.say(f"{what}: {done} of {total}"), 4)
-        return self.pool.decode(subject, requests, report)
-
-
-def pictures_of(decoded: Sequence[Decoded]) -> NDArray[np.uint8]:
-    """(N, S, S, 3)."""
-    return np.stack([one.picture for one in decoded])
-
-
-def captions_of(decoded: Sequence[Decoded]) -> list[str]:
-    return [one.caption or "" for one in decoded]
+        return decode_all(self.pool, requests, what, self.say)
 
 
 def names_kind(told: Sequence[str], shown: Sequence[Scene]) -> Values:

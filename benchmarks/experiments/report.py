@@ -13,13 +13,13 @@ from unibrain_rt import __version__
 from unibrain_rt.benchmarks.experiments import ablation_sections, experiments, region_sections
 from unibrain_rt.benchmarks.experiments import experiment_sections as sections
 from unibrain_rt.benchmarks.experiments.laboratory import Laboratory, Yardstick
-from unibrain_rt.benchmarks.quality.decoding import DecodingPool
 from unibrain_rt.benchmarks.quality.page import Page, Section, Text
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import create_engine
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.judges.features import open_extractors
 from unibrain_rt.export.phantom.people import SUBJECTS
+from unibrain_rt.pool import open_pool
 
 FEWEST_SCANS = 10
 
@@ -66,23 +66,29 @@ def run(
         raise InputError(f"{bundle.folder}: {problem}; make one with unibrain-rt phantom bundle")
     runner = create_engine(engine)
     extractors = tuple(open_extractors(bundle, [judge or shipped_judge()], runner))
-    with DecodingPool(bundle.folder, preset=preset, engine=runner.name, workers=workers) as pool:
+    with open_pool(
+        bundle, workers=workers, tell=say, subject=names[0], preset=preset, engine=runner.name
+    ) as pool:
         lab = Laboratory(bundle, runner, extractors, preset, pool, say)
         say(f"scanning {', '.join(names)}: {scans} held-out scenes")
-        sessions = [lab.session(name, scans) for name in names]
-        first = sessions[0]
+        participants = [lab.participant(name, scans) for name in names]
+        first = participants[0]
         yardstick = Yardstick(lab, first.shown, first.stimuli)  # every subject sees the same scenes
-        results = experiments.full_decodes(lab, sessions, yardstick)
+        results = experiments.full_decodes(lab, participants, yardstick)
         full = results[first.name]
         variants = experiments.ablations(lab, first, full, yardstick)
         recogniser = experiments.KindRecogniser(lab.judge, first.stimuli.shape[1])
-        active = [one for session in sessions for one in experiments.activations(lab, session, recogniser)]
+        active = [
+            one
+            for participant in participants
+            for one in experiments.activations(lab, participant, recogniser)
+        ]
         rows, silenced = experiments.lesions(lab, first, full)
         controls = experiments.controls(lab, first)
         agreements = experiments.agreements(lab, results)
     body = [
         sections.examples(first, full),
-        sections.scores(sessions, results),
+        sections.scores(participants, results),
         ablation_sections.image_ablation(variants),
         ablation_sections.caption_ablation(variants),
         region_sections.activation(active),
@@ -90,7 +96,7 @@ def run(
         sections.controls(controls),
     ]
     if agreements:
-        body.append(sections.agreement(sessions, results, agreements))
+        body.append(sections.agreement(participants, results, agreements))
     body.append(_method(lab, scans, time.monotonic() - start))
     page = Page("The phantom: every experiment of UniBrain", tuple(body))
     return page, sections.contact_sheet_of(first, full, preset)

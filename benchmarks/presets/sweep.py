@@ -29,7 +29,6 @@ from unibrain_rt.benchmarks.experiments.laboratory import (
     KIND,
     names_colour,
     names_kind,
-    pictures_of,
 )
 from unibrain_rt.benchmarks.experiments.report import shipped_judge
 from unibrain_rt.benchmarks.markdown import machine_line, table
@@ -44,7 +43,7 @@ from unibrain_rt.benchmarks.presets.choice import (
     frontier,
     judge,
 )
-from unibrain_rt.benchmarks.quality.decoding import Decoded
+from unibrain_rt.benchmarks.quality.decoding import captions_of, pictures_of
 from unibrain_rt.benchmarks.quality.image_measures import pixel_correlation, structure
 from unibrain_rt.benchmarks.quality.scores import CaptionJudge, ImageJudge
 from unibrain_rt.bundle import Bundle
@@ -53,6 +52,7 @@ from unibrain_rt.export.judges.features import open_extractors
 from unibrain_rt.export.phantom.people import SCENE_SEED, held_out
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.presets import PRESETS
+from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.samplers import SAMPLERS
 
 NAME = "presets"
@@ -74,20 +74,20 @@ class Bench:
         self._captions = CaptionJudge([captions(scene) for scene in self.shown], bundle, runner)
         self._clock = ThreadClock()
 
-    def decode(self, cell: Cell) -> tuple[list[Decoded], list[float]]:
+    def decode(self, cell: Cell) -> tuple[list[Reconstruction], list[float]]:
         """All scans, and the milliseconds of each, without the wait for a core."""
-        decoder, found, spent = self.decoder.sampling(cell.preset, cell.name), [], []
+        decoder, results, spent = self.decoder.sampling(cell.preset, cell.name), [], []
         decoder.decode(self.betas[0])
         for seed, betas in enumerate(self.betas):
             begun = self._clock.now()
             result = decoder.decode(betas, seed=seed)
             spent.append(self._clock.now().undisturbed_since(begun))
-            found.append(Decoded(result.image, result.caption))
-        return found, spent
+            results.append(result)
+        return results, spent
 
-    def score(self, decoded: list[Decoded]) -> dict[str, list[float]]:
+    def score(self, decoded: list[Reconstruction]) -> dict[str, list[float]]:
         """Every measure, scan by scan; pictures' and captions' CLIP apart."""
-        told = [one.caption or "" for one in decoded]
+        told = captions_of(decoded)
         pictures, texts = self._images.score(pictures_of(decoded)).values, self._captions.score(told).values
         named = {KIND: names_kind(told, self.shown), COLOUR: names_colour(told, self.shown)}
         every = {**pictures, **{f"{name} of captions": value for name, value in texts.items()}, **named}
@@ -95,8 +95,8 @@ class Bench:
 
 
 def measure_cell(
-    bench: Bench, cell: Cell, paper: list[Decoded] | None
-) -> tuple[dict[str, Any], list[Decoded]]:
+    bench: Bench, cell: Cell, paper: list[Reconstruction] | None
+) -> tuple[dict[str, Any], list[Reconstruction]]:
     """A cell's record, and its decodes."""
     decoded, spent = bench.decode(cell)
     record: dict[str, Any] = {

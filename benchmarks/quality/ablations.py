@@ -1,47 +1,32 @@
-"""The paper's ablations: which of the latent and the two contexts a decode may use.
+"""The paper's ablations: which of the latents and the two contexts a decode may use.
 
-What is left out is left out of the sampler's settings, not of the graphs: a context without a say has weight
-0 in the mixture of both; without a latent, the loop starts from noise alone and runs at full strength. A
-latent alone has nothing to guide it and goes straight to its decoder.
+A latent is left out of both flows at once; `Decoder.decode` says what a decode does without an input.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from unibrain_rt.presets import Preset
+from unibrain_rt.flows import INPUTS
+
+_LATENTS = ("image_latent", "text_latent")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the ablation tables: what may be used."""
+    """One row of the ablation tables: its name there, and the inputs that may be used."""
 
     name: str
-    latent: bool = True
-    image_context: bool = True
-    text_context: bool = True
-
-    @property
-    def denoised(self) -> bool:
-        """Whether the denoising loop runs."""
-        return self.image_context or self.text_context
-
-    def preset(self, full: Preset) -> Preset:
-        """``full`` without what this variant leaves out."""
-        settings = full if self.latent else replace(full, strength=1.0)
-        if self.image_context and self.text_context:
-            return settings
-        ratio = 1.0 if self.image_context else 0.0
-        return replace(settings, image_ratio=ratio, caption_image_ratio=ratio)
+    inputs: tuple[str, ...]
 
 
-FULL = Variant("full")
-ONLY_Z = Variant("only Z", image_context=False, text_context=False)
-ONLY_CT = Variant("only C_T", latent=False, image_context=False)
-ONLY_CI = Variant("only C_I", latent=False, text_context=False)
-WITHOUT_Z = Variant("without Z", latent=False)
-WITHOUT_CT = Variant("without C_T", text_context=False)
-WITHOUT_CI = Variant("without C_I", image_context=False)
+FULL = Variant("full", INPUTS)
+ONLY_Z = Variant("only Z", _LATENTS)
+ONLY_CT = Variant("only C_T", ("text_context",))
+ONLY_CI = Variant("only C_I", ("image_context",))
+WITHOUT_Z = Variant("without Z", ("image_context", "text_context"))
+WITHOUT_CT = Variant("without C_T", (*_LATENTS, "image_context"))
+WITHOUT_CI = Variant("without C_I", (*_LATENTS, "text_context"))
 VARIANTS = (FULL, ONLY_Z, ONLY_CT, ONLY_CI, WITHOUT_Z, WITHOUT_CT, WITHOUT_CI)
 #: Variants that one context alone guides.
 SINGLE_CONTEXT = (ONLY_CT, ONLY_CI, WITHOUT_CT, WITHOUT_CI)

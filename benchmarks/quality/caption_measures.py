@@ -32,8 +32,8 @@ _ROUGE = {"ROUGE-1": "rouge1", "ROUGE-L": "rougeL"}
 
 def words(text: str) -> list[str]:
     """The words of a caption."""
-    found: list[str] = tokenize(text, None)
-    return found
+    tokens: list[str] = tokenize(text, None)
+    return tokens
 
 
 def has_synonyms() -> bool:
@@ -66,12 +66,12 @@ def rouge(captions: Sequence[str], references: References) -> dict[str, Float]:
     """
     scorer = RougeScorer(list(_ROUGE.values()), use_stemmer=False)
     _check(captions, references)
-    found = [
+    best = [
         scorer.score_multi(list(several), caption)
         for caption, several in zip(captions, references, strict=True)
     ]
     return {
-        name: np.array([float(scores[key].fmeasure) for scores in found], np.float64)
+        name: np.array([float(scores[key].fmeasure) for scores in best], np.float64)
         for name, key in _ROUGE.items()
     }
 

@@ -75,6 +75,7 @@ def command(
 
     # Only now: what measures captions takes seconds to load, and --help should not.
     from unibrain_rt.benchmarks.quality import evaluation_sections as sections
+    from unibrain_rt.benchmarks.quality.decoding import fallbacks_of
     from unibrain_rt.benchmarks.quality.evaluator import DECODED, Evaluator
     from unibrain_rt.benchmarks.quality.page import HTML, MARKDOWN, RECORD, Page, check_report, write_report
     from unibrain_rt.export.judges.features import open_extractors
@@ -109,9 +110,10 @@ def command(
     decoded = evaluator.decode(
         {**evaluator.full(), **{k: v for plans in asked.values() for k, v in plans.items()}}
     )
+    fallbacks = fallbacks_of([one for each in decoded.values() for one in each])
     active = {name: decoded.pop(name) for name in asked["active"]}
     conditions = evaluator.measure(decoded)
-    found = {
+    by_part = {
         part: {name: conditions[name] for name in plans if name in conditions}
         for part, plans in asked.items()
     }
@@ -120,17 +122,18 @@ def command(
     parts = [sections.examples(evaluator, full), sections.scores(full, published=data.nsd is not None)]
     if labels is not None:
         parts.append(sections.kinds(full, labels))
-    parts.append(sections.controls(full, found["controls"]))
+    parts.append(sections.controls(full, by_part["controls"]))
     if ablations:
-        parts.append(sections.ablations(full, found["ablations"]))
+        parts.append(sections.ablations(full, by_part["ablations"]))
     if regions:
-        parts.append(sections.regions(full, active, found["silenced"]))
-    parts.append(sections.method(evaluator, full, watch.elapsed))
+        parts.append(sections.regions(full, active, by_part["silenced"]))
+    parts.append(sections.method(evaluator, full, fallbacks, watch.elapsed))
 
     page = Page(f"{chosen.name}: {dataset.scans} test scans decoded", tuple(parts))
-    whole = {**_about(evaluator), "conditions": _records(conditions, items=True)}
+    about = {**_about(evaluator), "fallbacks": fallbacks}
+    whole = {**about, "conditions": _records(conditions, items=True)}
     write_report(out, page, data={"evaluation": whole}, overwrite=overwrite)
-    report.add({**_about(evaluator), "conditions": _records(conditions), "report": str(out / HTML)})
+    report.add({**about, "conditions": _records(conditions), "report": str(out / HTML)})
     if not report.on_stdout:
         _print(conditions)
         click.echo(f"{out / HTML}: written in {watch.elapsed:.0f} s")
@@ -141,10 +144,8 @@ def _labels(path: Path, scans: int) -> list[str]:
     """A label a scan, in the scans' order: of one told by picture, the pictures' names sorted."""
     from unibrain_rt.export.subjects.datasets.folders import read_captions
 
-    found = read_captions(path)
-    labels = (
-        [found[name][0] for name in sorted(found)] if isinstance(found, dict) else [one[0] for one in found]
-    )
+    told = read_captions(path)
+    labels = [told[name][0] for name in sorted(told)] if isinstance(told, dict) else [one[0] for one in told]
     if len(labels) != scans:
         raise input_error(path, f"{len(labels):,} kinds for {scans:,} scans: give one for each scan")
     return labels
@@ -181,11 +182,11 @@ def _print(conditions: dict[str, Condition]) -> None:
     """A row a condition, a column a measure."""
     first = max(map(len, conditions)) + 2
     for part in ("images", "captions"):
-        found = {name: getattr(one, part) for name, one in conditions.items()}
-        if any(scores is None for scores in found.values()):
+        scored = {name: getattr(one, part) for name, one in conditions.items()}
+        if any(scores is None for scores in scored.values()):
             continue
-        measures = list(next(iter(found.values())).values)
+        measures = list(next(iter(scored.values())).values)
         click.echo(f"{part:<{first}}" + "".join(f"{measure:<24}" for measure in measures).rstrip())
-        for name, scores in found.items():
+        for name, scores in scored.items():
             row = "".join(f"{interval.text():<24}" for interval in scores.summary().values())
             click.echo(f"{name:<{first}}{row.rstrip()}")

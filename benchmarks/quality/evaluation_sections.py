@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from unibrain_rt import __version__
 from unibrain_rt.benchmarks.quality.ablations import FULL, PAPER_CAPTIONS, PAPER_IMAGES
-from unibrain_rt.benchmarks.quality.decoding import Decoded
 from unibrain_rt.benchmarks.quality.evaluator import DECODED, Condition, Evaluator
 from unibrain_rt.benchmarks.quality.intervals import Interval
 from unibrain_rt.benchmarks.quality.page import Block, Cell, Picture, Pictures, Section, Table, Text
-from unibrain_rt.benchmarks.quality.scores import Metric, Scores
+from unibrain_rt.benchmarks.quality.scores import Scores
+from unibrain_rt.reconstruction import Reconstruction, fallback_note
 
 SHOWN = 6
 PAPER = "the paper, subject 1"
@@ -58,25 +58,25 @@ def scores(full: Condition, *, published: bool) -> Section:
             "better, ↓ lower is."
         )
     ]
-    for title, found, paper in _both(full):
-        rows = {DECODED: found.summary()}
-        blocks.append(_table(title, "", rows, found, {PAPER: paper[FULL.name]} if published else {}))
+    for title, own, paper in _both(full):
+        rows = {DECODED: own.summary()}
+        blocks.append(_table(title, "", rows, own, {PAPER: paper[FULL.name]} if published else {}))
     return Section("How good the decodes are", tuple(blocks))
 
 
 def kinds(full: Condition, labels: Sequence[str] | NDArray[Any]) -> Section:
     """Every measure by the stimuli's kinds."""
     blocks: list[Block] = [Text("In identification, the others stay the stimuli of all kinds.")]
-    for title, found, _ in _both(full):
-        blocks.append(_table(title, "kind", found.by(labels), found, counts=True))
+    for title, own, _ in _both(full):
+        blocks.append(_table(title, "kind", own.by(labels), own, counts=True))
     return Section("By kind", tuple(blocks))
 
 
-def controls(full: Condition, found: Mapping[str, Condition]) -> Section:
+def controls(full: Condition, controlled: Mapping[str, Condition]) -> Section:
     """What comes out where nothing goes in, and whether it is within chance."""
     checked = [
         (f"{name} ({title.lower()}, {measure} {interval.text()})", interval.low <= chance <= interval.high)
-        for name, condition in found.items()
+        for name, condition in controlled.items()
         for title, part, _ in _both(condition)
         for measure, interval in part.summary().items()
         if (chance := part.metrics[measure].chance) is not None
@@ -90,25 +90,25 @@ def controls(full: Condition, found: Mapping[str, Condition]) -> Section:
             "voxels shuffled within the scan, noise with each voxel's own mean and spread, and the mean training "
             f"scan. {verdict}. Of intervals of 95 %, one in twenty is expected not to."
         ),
-        *_conditions("control", {DECODED: full, **found}),
+        *_conditions("control", {DECODED: full, **controlled}),
     ]
-    for name, condition in found.items():
+    for name, condition in controlled.items():
         pictures = tuple((_decoded(one, name),) for one in condition.decoded[:SHOWN])
         blocks.append(Pictures(name, pictures))
     return Section("Controls", tuple(blocks))
 
 
-def ablations(full: Condition, found: Mapping[str, Condition]) -> Section:
+def ablations(full: Condition, ablated: Mapping[str, Condition]) -> Section:
     """The paper's two tables, ours and its own, and what each variant lacks."""
     blocks: list[Block] = [
         Text(
             "Z is the latent, C_I the image and C_T the text context. Without Z the loop starts from noise; Z alone "
             "has nothing to guide it and goes straight to its decoder."
         ),
-        *_conditions("variant", {FULL.name: full, **found}, best=True),
+        *_conditions("variant", {FULL.name: full, **ablated}, best=True),
     ]
     for place, (title, own, paper) in enumerate(_both(full)):
-        lead = {f"full against {name}": own.against(_part(one, place)) for name, one in found.items()}
+        lead = {f"full against {name}": own.against(_part(one, place)) for name, one in ablated.items()}
         blocks += [
             _table(f"{title}: full model minus variant, scan by scan", "comparison", lead, own),
             Table(
@@ -121,7 +121,7 @@ def ablations(full: Condition, found: Mapping[str, Condition]) -> Section:
 
 
 def regions(
-    full: Condition, active: Mapping[str, Sequence[Decoded]], silenced: Mapping[str, Condition]
+    full: Condition, active: Mapping[str, Sequence[Reconstruction]], silenced: Mapping[str, Condition]
 ) -> Section:
     """One region active, and one silenced."""
     blocks: list[Block] = [
@@ -137,13 +137,19 @@ def regions(
     return Section("Regions", (*blocks, *_conditions("silenced", {"none": full, **silenced})))
 
 
-def method(evaluator: Evaluator, full: Condition, seconds: float) -> Section:
-    """What the measures mean, and what was run."""
+def method(evaluator: Evaluator, full: Condition, fallbacks: Mapping[str, int], seconds: float) -> Section:
+    """What the measures mean, and what was run; ``fallbacks`` are `decoding.fallbacks_of` all that was decoded."""
     subject, bundle = evaluator.subject, evaluator.bundle
     rows = [
-        (f"{title[:-1].lower()}: {name}", metric.about, metric.arrow, "–" if chance is None else chance)
-        for title, found, _ in _both(full)
-        for name, metric, chance in _meanings(found)
+        (
+            f"{title[:-1].lower()}: {name}",
+            metric.about,
+            metric.arrow,
+            "–" if metric.chance is None else metric.chance,
+        )
+        for title, own, _ in _both(full)
+        for name in own.values
+        for metric in [own.metrics[name]]
     ]
     return Section(
         "How this was made",
@@ -158,26 +164,23 @@ def method(evaluator: Evaluator, full: Condition, seconds: float) -> Section:
                 f"with {subject.voxels:,} voxels, preset {evaluator.preset}, seed {evaluator.seed}, engine "
                 f"{evaluator.engine.name}, {seconds:.0f} s."
             ),
+            *(Text(f"{fallback_note([graph])}, in {count:,} decodes.") for graph, count in fallbacks.items()),
         ),
     )
 
 
 def _both(condition: Condition) -> list[tuple[str, Scores, Mapping[str, Mapping[str, float]]]]:
     """Scores of pictures and, if there are any, of captions, with a title and the paper's table."""
-    found: list[tuple[str, Scores, Mapping[str, Mapping[str, float]]]] = [
+    both: list[tuple[str, Scores, Mapping[str, Mapping[str, float]]]] = [
         ("Pictures", condition.images, PAPER_IMAGES)
     ]
     if condition.captions is not None:
-        found.append(("Captions", condition.captions, PAPER_CAPTIONS))
-    return found
+        both.append(("Captions", condition.captions, PAPER_CAPTIONS))
+    return both
 
 
 def _part(condition: Condition, place: int) -> Scores:
     return _both(condition)[place][1]
-
-
-def _meanings(found: Scores) -> Iterable[tuple[str, Metric, float | None]]:
-    return ((name, found.metrics[name], found.metrics[name].chance) for name in found.values)
 
 
 def _conditions(first: str, conditions: Mapping[str, Condition], *, best: bool = False) -> list[Block]:
@@ -188,10 +191,10 @@ def _conditions(first: str, conditions: Mapping[str, Condition], *, best: bool =
             title,
             first,
             {name: _part(one, place).summary() for name, one in conditions.items()},
-            found,
+            scored,
             best=best,
         )
-        for place, (title, found, _) in enumerate(_both(example))
+        for place, (title, scored, _) in enumerate(_both(example))
     ]
 
 
@@ -199,15 +202,15 @@ def _table(
     title: str,
     first: str,
     rows: Mapping[Any, Mapping[str, Interval]],
-    found: Scores,
+    scored: Scores,
     foreign: Mapping[str, Mapping[str, float]] | None = None,
     *,
     best: bool = False,
     counts: bool = False,
 ) -> Table:
-    """A row a key, a column a measure of ``found``; ``foreign`` rows have what they have of them."""
-    names = list(found.values)
-    columns = {name: f"{name} {found.metrics[name].arrow}" for name in names}
+    """A row a key, a column a measure of ``scored``; ``foreign`` rows have what they have of them."""
+    names = list(scored.values)
+    columns = {name: f"{name} {scored.metrics[name].arrow}" for name in names}
     cells: list[tuple[Cell, ...]] = []
     for key, row in rows.items():
         count: tuple[Cell, ...] = (next(iter(row.values())).n,) if counts else ()
@@ -218,8 +221,8 @@ def _table(
         title,
         (first, *(("n",) if counts else ()), *columns.values()),
         tuple(cells),
-        _WITHOUT_SYNONYMS if found.notes.get("meteor_synonyms") is False else "",
-        {columns[name]: found.metrics[name].higher_is_better for name in names} if best else {},
+        _WITHOUT_SYNONYMS if scored.notes.get("meteor_synonyms") is False else "",
+        {columns[name]: scored.metrics[name].higher_is_better for name in names} if best else {},
     )
 
 
@@ -231,6 +234,5 @@ def _pair(evaluator: Evaluator, full: Condition, row: int) -> tuple[Picture, Pic
     )
 
 
-def _decoded(one: Decoded, what: str) -> Picture:
-    assert one.image is not None, "pictures were asked for"
+def _decoded(one: Reconstruction, what: str) -> Picture:
     return Picture(one.image, one.caption or "", f"{what}: {one.caption}" if one.caption else what)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.benchmarks.quality.ablations import FULL, VARIANTS, Variant
 from unibrain_rt.benchmarks.quality.controls import CONTROLS
-from unibrain_rt.benchmarks.quality.decoding import Decoded, DecodingPool, Request
+from unibrain_rt.benchmarks.quality.decoding import captions_of, decode_all, pictures_of
 from unibrain_rt.benchmarks.quality.image_measures import SIDE
 from unibrain_rt.benchmarks.quality.regions import active, lesioned, natural_strength
 from unibrain_rt.benchmarks.quality.scores import CaptionJudge, ImageJudge, Scores
@@ -19,9 +19,10 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.judges.features import Extractor
-from unibrain_rt.export.progress import by_shares
 from unibrain_rt.export.subjects.datasets.dataset import Dataset
 from unibrain_rt.export.subjects.datasets.volumes import CATEGORY_FILES, VISUAL_AREAS
+from unibrain_rt.pool import Request, open_pool
+from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.subject import Subject
 
 FEWEST = 3  # scans: of two, identification says next to nothing, and best, median and worst are none
@@ -36,7 +37,7 @@ _STRENGTH_SCANS = 60  # by which an active region's strength is set
 class Condition:
     """What N scans decoded to under one condition. ``captions`` is None where the bundle writes none."""
 
-    decoded: list[Decoded]
+    decoded: list[Reconstruction]
     images: Scores
     captions: Scores | None
 
@@ -65,7 +66,7 @@ class Evaluator:
 
         Args:
             extractors: what pictures are compared by, the bundle's CLIP among them.
-            workers: decoding processes; by default one a core.
+            workers: decoding processes; by default one a core, or one where the engine has a device.
             say: told, line by line, how far it is.
 
         Raises:
@@ -95,7 +96,7 @@ class Evaluator:
         """Scans that say nothing of the stimuli. Each is decoded from noise of its own, or all means were one."""
         return {
             name: [
-                Request(scan, FULL, self.seed + place)
+                Request(scan, seed=self.seed + place)
                 for place, scan in enumerate(make(self.subject, self.dataset.betas, self.seed))
             ]
             for name, make in CONTROLS.items()
@@ -117,12 +118,12 @@ class Evaluator:
         """
         known: Mapping[str, NDArray[np.bool_]] = self.dataset.rois or self.subject.rois()
         areas = [known[name] for name in VISUAL_AREAS if name in known]
-        found = {EARLY: np.any(areas, axis=0)} if areas else {}
-        found |= {name: known[name] for name in CATEGORIES if name in known}
-        found = {name: region for name, region in found.items() if region.any()}
-        if not found:
+        regions = {EARLY: np.any(areas, axis=0)} if areas else {}
+        regions |= {name: known[name] for name in CATEGORIES if name in known}
+        regions = {name: region for name, region in regions.items() if region.any()}
+        if not regions:
             raise InputError(f"no regions are known of {self.subject.name}: give --rois, or fit it with them")
-        return found
+        return regions
 
     def activations(self) -> Plans:
         """Each category region active alone, as strong as real scans move the predictions: the paper's figure 6."""
@@ -132,7 +133,7 @@ class Evaluator:
                 strength = natural_strength(self.subject, region, self.dataset.betas[:_STRENGTH_SCANS])
                 scan = active(self.subject, region, strength)
                 plans[f"{name} active"] = [
-                    Request(scan, FULL, self.seed + place) for place in range(ACTIVATIONS)
+                    Request(scan, seed=self.seed + place) for place in range(ACTIVATIONS)
                 ]
         return plans
 
@@ -143,34 +144,34 @@ class Evaluator:
             for name, region in self.regions().items()
         }
 
-    def decode(self, plans: Plans) -> dict[str, list[Decoded]]:
-        """Decode all plans at once, with a line about every tenth of the way."""
-        requests = [request for plan in plans.values() for request in plan]
-        with DecodingPool(
-            self.bundle.folder, preset=self.preset, engine=self.engine.name, workers=self.workers
-        ) as pool:
-            decoded = pool.decode(
-                self.subject.name,
-                requests,
-                by_shares(lambda done, total: self._say(f"decoded {done:,} of {total:,} scans"), 10),
-            )
-        found, start = {}, 0
-        for name, plan in plans.items():
-            found[name] = decoded[start : start + len(plan)]
-            start += len(plan)
-        return found
+    def decode(self, plans: Plans) -> dict[str, list[Reconstruction]]:
+        """Decode all plans at once, with a line about every tenth of the way.
 
-    def measure(self, decoded: Mapping[str, list[Decoded]]) -> dict[str, Condition]:
+        Raises:
+            BundleError, EngineError: as `Decoder.open` and `Decoder.decode`, or a process was killed.
+        """
+        requests = [request for plan in plans.values() for request in plan]
+        # Processes would only share a device, and each hold the bundle in its memory.
+        workers = self.workers or (1 if self.engine.on_device else None)
+        with open_pool(
+            self.bundle,
+            workers=workers,
+            tell=self._say,
+            subject=self.subject.name,
+            preset=self.preset,
+            engine=self.engine.name,
+        ) as pool:
+            decoded = iter(decode_all(pool, requests, "decoded", self._say, lines=10))
+        return {name: [next(decoded) for _ in plan] for name, plan in plans.items()}
+
+    def measure(self, decoded: Mapping[str, list[Reconstruction]]) -> dict[str, Condition]:
         """Score decodes of the test scans, by name, each in the scans' order."""
-        found = {}
+        conditions = {}
         for name, each in decoded.items():
             self._say(f"measuring: {name}")
-            images = np.stack([one.picture for one in each])
-            captions = None
-            if self._captions is not None:
-                captions = self._captions.score([one.caption or "" for one in each])
-            found[name] = Condition(each, self._images.score(images), captions)
-        return found
+            captions = self._captions.score(captions_of(each)) if self._captions is not None else None
+            conditions[name] = Condition(each, self._images.score(pictures_of(each)), captions)
+        return conditions
 
     def _requests(self, betas: NDArray[np.float32], variant: Variant = FULL) -> list[Request]:
-        return [Request(scan, variant, self.seed) for scan in betas]
+        return [Request(scan, seed=self.seed, inputs=variant.inputs) for scan in betas]

@@ -118,8 +118,8 @@ def _each(
     if len(images) != len(references):
         raise ValueError(f"pairs are needed, not {len(images)} and {len(references)} pictures")
     with ThreadPoolExecutor(usable_cores()) as pool:
-        found = pool.map(lambda one, other: measure(resized(one), resized(other)), images, references)
-        return np.array(list(found), np.float64)
+        values = pool.map(lambda one, other: measure(resized(one), resized(other)), images, references)
+        return np.array(list(values), np.float64)
 
 
 def _correlations(features: NDArray[np.number], references: NDArray[np.number]) -> Float:

@@ -60,7 +60,7 @@ class Table:
 
     def winners(self) -> set[tuple[int, int]]:
         """Row and column of the best cells, by what is shown of them: what looks equal wins together."""
-        found = set()
+        best_cells = set()
         for column, higher in ((self.columns.index(name), higher) for name, higher in self.best.items()):
             shown = {
                 row: round(_number(cells[column]), DIGITS)
@@ -68,8 +68,8 @@ class Table:
                 if not isinstance(cells[column], str) and math.isfinite(_number(cells[column]))
             }
             best = (max if higher else min)(shown.values(), default=None)
-            found |= {(row, column) for row, value in shown.items() if value == best and len(shown) > 1}
-        return found
+            best_cells |= {(row, column) for row, value in shown.items() if value == best and len(shown) > 1}
+        return best_cells
 
 
 @dataclass(frozen=True, eq=False)

@@ -94,11 +94,11 @@ class Scores:
         if len(labels) != len(self):
             raise ValueError(f"{len(self)} items, but {len(labels)} labels")
         plain = [label.item() if isinstance(label, np.generic) else label for label in labels]
-        found = {}
+        by_label = {}
         for label in dict.fromkeys(plain):
             rows = np.array([other == label for other in plain])
-            found[label] = {name: interval(values[rows]) for name, values in self.values.items()}
-        return found
+            by_label[label] = {name: interval(values[rows]) for name, values in self.values.items()}
+        return by_label
 
     def against(self, other: Scores) -> dict[str, Interval]:
         """Mean and interval of the paired difference to ``other``'s values of the same items, measure by measure."""

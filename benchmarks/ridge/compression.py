@@ -20,7 +20,6 @@ from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.experiments.laboratory import Laboratory, Yardstick
 from unibrain_rt.benchmarks.experiments.report import shipped_judge
 from unibrain_rt.benchmarks.markdown import machine_line, table
-from unibrain_rt.benchmarks.quality.decoding import DecodingPool, Request
 from unibrain_rt.benchmarks.quality.intervals import Interval
 from unibrain_rt.benchmarks.quality.scores import Scores
 from unibrain_rt.bundle import Bundle
@@ -37,6 +36,7 @@ from unibrain_rt.export.subjects.encoders import encode_targets
 from unibrain_rt.export.subjects.ridge import fit_heads
 from unibrain_rt.export.subjects.ridge.journal import Journal
 from unibrain_rt.export.subjects.subject_writer import FIDELITY, write_subject
+from unibrain_rt.pool import Request, open_pool
 
 EXACT = "exact"
 BUDGETS = (FIDELITY, assemble.FIDELITY, 0.9)
@@ -87,13 +87,13 @@ def measure(bundle: Bundle, engine_name: str, count: int) -> dict[str, Any]:
     extractors = tuple(open_extractors(bundle, [shipped_judge()], engine))
     scores: dict[str, Scores] = {}
     told: dict[str, list[str]] = {}
-    with DecodingPool(bundle.folder, engine=engine.name) as pool:
+    with open_pool(bundle, subject=EXACT, engine=engine.name) as pool:
         lab = Laboratory(bundle, engine, extractors, "paper", pool, lambda line: click.echo(line, err=True))
-        session = lab.session(DEFAULT_SUBJECT, count)
-        yardstick = Yardstick(lab, session.shown, session.stimuli)
-        requests = [Request(scan) for scan in session.voxels]
+        participant = lab.participant(DEFAULT_SUBJECT, count)
+        yardstick = Yardstick(lab, participant.shown, participant.stimuli)
         for name in map(_name, (None, *BUDGETS)):
-            result = yardstick.measure(lab.decode(name, name, requests))
+            requests = [Request(scan, name) for scan in participant.voxels]
+            result = yardstick.measure(lab.decode(name, requests))
             scores[name] = _together(result.images, result.captions)
             told[name] = result.told
     found = {}

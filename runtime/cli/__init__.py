@@ -27,7 +27,7 @@ COMMANDS = {
         "unibrain_rt.export.judges.cli",
         "Turn a judge's weights into a feature network.",
     ),
-    "phantom": ("unibrain_rt.export.phantom.cli", "Train the phantom and make its bundle."),
+    "phantom": ("unibrain_rt.benchmarks.experiments.cli", "Train the phantom and make its bundle."),
     "bench": ("unibrain_rt.benchmarks.bench.cli", "Measure where the time of a decode goes."),
 }
 _EXTRAS = {

@@ -23,7 +23,7 @@ SCANS = 12
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from click.testing import CliRunner
 
-    from unibrain_rt.export.phantom.cli import command
+    from unibrain_rt.benchmarks.experiments.cli import command
 
     folder = tmp_path_factory.mktemp("report") / "out"
     words = ["report", "--out", str(folder), "--scans", str(SCANS), "--preset", "realtime"]

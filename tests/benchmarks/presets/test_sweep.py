@@ -16,6 +16,7 @@ for library in ("torch", "skimage", "nltk", "onnxruntime"):
 
 from unibrain_rt.benchmarks.presets import sweep  # noqa: E402
 from unibrain_rt.benchmarks.presets.choice import PAPER, Cell, cells, choose, frontier, judge  # noqa: E402
+from unibrain_rt.flows import FLOWS  # noqa: E402
 from unibrain_rt.presets import PRESETS  # noqa: E402
 from unibrain_rt.samplers import Schedule  # noqa: E402
 
@@ -45,7 +46,7 @@ def test_every_cell_is_a_table_that_runs() -> None:
     assert every[0].preset == PRESETS[PAPER]
     assert len({cell.name for cell in every}) == len(every) > 100
     for cell in every:
-        for flow in ("image", "caption"):
+        for flow in FLOWS:
             assert len(cell.preset.table(Schedule(), flow).timesteps) == cell.running
 
 
