@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unibrain_rt.engines.buffers import BufferRoles
 from unibrain_rt.engines.engine_errors import EngineError
 
 Array = NDArray[Any]
@@ -67,6 +68,12 @@ class GraphSpec:
         return (
             self if self.fallback is None else replace(self, path=self.fallback, fallback=None, flavours={})
         )
+
+    @property
+    def roles(self) -> BufferRoles:
+        """What part the buffer of each tensor plays."""
+        names = [tuple(spec.name for spec in specs) for specs in (self.inputs, self.outputs)]
+        return BufferRoles(*names, self.feedback)
 
     def tensor(self, name: str) -> TensorSpec:
         """The input or output called ``name``; EngineError if there is none."""
@@ -264,7 +271,7 @@ class Engine(ABC):
             raise EngineError(f"{graph.path.name}: the graph's file is missing; export the bundle again")
         for name in shared or {}:
             graph.tensor(name)
-            if name in graph.feedback or name in graph.feedback.values():
+            if name in graph.roles.fed_back:
                 raise EngineError(f"graph {graph.name}: {name} is fed back and cannot be shared")
         try:
             return self._open_impl(graph, free, shared or {})
@@ -310,5 +317,5 @@ def _check_given(call: Call) -> None:
         want, have = graph.tensor(name), source.graph.tensor(output)
         if (want.dtype, want.sized(call.session.free)) != (have.dtype, have.sized(source.free)):
             raise EngineError(f"graph {graph.name}: {name} is not of the shape and type of {output}")
-        if name in call.starts and name not in graph.feedback.values():
+        if name in call.starts and name not in graph.roles.carried:
             raise EngineError(f"graph {graph.name}: {name} is not fed back, and has no first run of its own")

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, GraphSpec, Session, TensorSpec
+from unibrain_rt.engines.base import Array, GraphSpec
+from unibrain_rt.engines.buffered_session import BufferedSession
 from unibrain_rt.engines.engine_errors import EngineError
 
 Ports = Mapping[str, tuple[str, Sequence[object]]]
@@ -16,59 +17,26 @@ Ports = Mapping[str, tuple[str, Sequence[object]]]
 _LINE_CHARACTERS = 200
 
 
-class HostSession(Session):
-    """Buffers are numpy arrays bound once. Tensors that are fed back own two, which swap roles every run."""
+class HostSession(BufferedSession[Array]):
+    """Buffers are numpy arrays."""
 
     def __init__(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> None:
         """Raises EngineError: a shared buffer does not fit its tensor."""
-        super().__init__(graph, free)
-        self._turn = 0
-        self._turns = turns(graph)
-        self._buffers: dict[str, Array] = {}
-        for spec in (*graph.inputs, *graph.outputs):
-            if spec.name in shared:
-                self._buffers[spec.name] = _checked(shared[spec.name], spec, graph, free)
-            else:
-                self._buffers[spec.name] = np.zeros(spec.sized(free), dtype=spec.dtype)
-
-    def rewind(self) -> None:
-        self._turn = 0
+        super().__init__(graph, free, shared, lambda spec: np.zeros(spec.sized(free), spec.dtype), _shape_and_type)
 
     def run(self) -> None:
-        self._run_impl(self._turn)
-        self._turn = (self._turn + 1) % len(self._turns)
-
-    def buffer(self, name: str) -> object:
-        return self._buffers[self.graph.tensor(name).name]
-
-    def _array(self, name: str, turn: int) -> Array:
-        """What a tensor is bound to at a turn."""
-        return self._buffers[self._turns[turn][name]]
+        self._run_impl(self.turn)
+        self.advance(1)
 
     @abstractmethod
     def _run_impl(self, turn: int) -> None:
         """Run once on the buffers of ``turn``. Raises EngineError."""
 
     def _write_impl(self, name: str, value: Array) -> None:
-        np.copyto(self._array(name, self._turn), value, casting="same_kind")
+        np.copyto(self.at(name, self.turn), value, casting="same_kind")
 
     def _read_impl(self, name: str) -> Array:
-        # After a run the turn has moved on: what was an output's buffer is its input's now.
-        name = self.graph.feedback.get(name, name)
-        array: Array = self._array(name, self._turn).copy()
-        return array
-
-
-def turns(graph: GraphSpec) -> list[dict[str, str]]:
-    """Whose buffer each tensor uses at each turn: two turns with feedback, else one.
-
-    The odd turn reads where the even one wrote, and writes where it read.
-    """
-    even = {spec.name: spec.name for spec in (*graph.inputs, *graph.outputs)}
-    odd = dict(even)
-    for output, source in graph.feedback.items():
-        odd[output], odd[source] = source, output
-    return [even, odd] if graph.feedback else [even]
+        return self.result(name, self.turn).copy()
 
 
 def check_tensors(graph: GraphSpec, inputs: Ports, outputs: Ports) -> None:
@@ -98,11 +66,8 @@ def first_line(error: Exception) -> str:
     return lines[0][:_LINE_CHARACTERS] if lines else type(error).__name__
 
 
-def _checked(buffer: object, spec: TensorSpec, graph: GraphSpec, free: int) -> Array:
-    if not isinstance(buffer, np.ndarray) or (buffer.shape, buffer.dtype) != (spec.sized(free), spec.dtype):
-        raise EngineError(f"graph {graph.name}: the shared buffer of {spec.name} has another shape or type")
-    array: Array = buffer
-    return array
+def _shape_and_type(buffer: object) -> tuple[tuple[int, ...], object] | None:
+    return (buffer.shape, buffer.dtype) if isinstance(buffer, np.ndarray) else None
 
 
 def _alike(have: tuple[str, Sequence[object]] | None, want: tuple[str, Sequence[object]] | None) -> bool:

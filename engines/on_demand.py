@@ -35,11 +35,11 @@ class OnDemandSession(Session):
     def __init__(self, engine: Engine, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> None:
         super().__init__(graph, free)
         self._engine = engine
-        self._fed_back = {*graph.feedback, *graph.feedback.values()}
+        self._roles = graph.roles
         self._buffers = {
             spec.name: shared[spec.name] if spec.name in shared else engine.allocate(spec, free)
             for spec in (*graph.inputs, *graph.outputs)
-            if spec.name not in self._fed_back
+            if spec.name not in self._roles.fed_back
         }
         self._kept: dict[str, Array] = {}  # what the graph is given when it wakes
         self._session: Session | None = None
@@ -59,7 +59,7 @@ class OnDemandSession(Session):
     def rest(self) -> None:
         if self._session is not None:
             # What was fed back is the next run's input.
-            self._kept = {name: self._session.read(name) for name in self.graph.feedback.values()}
+            self._kept = {name: self._session.read(name) for name in self._roles.carried}
             self._session.rest()
             self._session = None
 
@@ -79,8 +79,9 @@ class OnDemandSession(Session):
         if self._session is not None:
             return self._session.read(name)
         # After a run, an output that is fed back lies in its input.
-        source = self.graph.feedback.get(name, name)
-        kept = self._kept.get(source)
-        if kept is not None:
-            return np.array(kept)
-        return self._awake().read(name) if name in self._fed_back else self._engine.fetch(self._buffers[name])
+        carried = self._roles.result(name)
+        if carried in self._kept:
+            return np.array(self._kept[carried])
+        if name in self._roles.fed_back:
+            return self._awake().read(name)
+        return self._engine.fetch(self._buffers[name])

@@ -75,15 +75,15 @@ class OnnxRuntimeSession(HostSession):
         self._session = session
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = LOG_NOTHING
-        self._bindings = [self._bind(onnxruntime, turn) for turn in range(len(self._turns))]
+        self._bindings = [self._bind(onnxruntime, turn) for turn in range(self.roles.turns)]
 
     def _bind(self, onnxruntime: Any, turn: int) -> Any:
         binding = self._session.io_binding()
         for spec in self.graph.inputs:
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(self._array(spec.name, turn))
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(self.at(spec.name, turn))
             binding.bind_ortvalue_input(spec.name, value)
         for spec in self.graph.outputs:
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(self._array(spec.name, turn))
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(self.at(spec.name, turn))
             binding.bind_ortvalue_output(spec.name, value)
         return binding
 

@@ -185,10 +185,10 @@ class OpenVinoSession(HostSession):
     ) -> None:
         super().__init__(graph, free, shared)
         ports = _names(graph.inputs, compiled.inputs) | _names(graph.outputs, compiled.outputs)
-        self._requests = [compiled.create_infer_request() for _ in self._turns]
+        self._requests = [compiled.create_infer_request() for _ in range(self.roles.turns)]
         for turn, request in enumerate(self._requests):
             for name, port in ports.items():
-                tensor = openvino.Tensor(self._array(name, turn), shared_memory=True)
+                tensor = openvino.Tensor(self.at(name, turn), shared_memory=True)
                 request.set_tensor(port, tensor)
 
     def _run_impl(self, turn: int) -> None:

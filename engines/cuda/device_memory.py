@@ -12,7 +12,6 @@ import numpy as np
 from unibrain_rt.engines.base import Array, TensorSpec
 from unibrain_rt.engines.cuda.runtime import Cuda
 from unibrain_rt.engines.cuda.stream import Event, Stream
-from unibrain_rt.engines.engine_errors import EngineError
 
 ALIGNMENT = 256
 """Bytes: what the compilers' kernels expect of an address, and what the device's allocator gives."""
@@ -117,11 +116,3 @@ class DeviceMemory:
             in_the_way |= buffer.writers | buffer.readers
         for event in in_the_way:
             waiting.wait(event)
-
-    def fitting(self, buffer: object, spec: TensorSpec, free: int) -> DeviceBuffer:
-        """``buffer``, if it is one for this tensor. Raises EngineError if it is not."""
-        if not isinstance(buffer, DeviceBuffer):
-            raise EngineError(f"the shared buffer of {spec.name} is not on the device")
-        if (buffer.shape, buffer.dtype) != (spec.sized(free), np.dtype(spec.dtype)):
-            raise EngineError(f"the shared buffer of {spec.name} has another shape or type")
-        return buffer

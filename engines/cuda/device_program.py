@@ -118,7 +118,7 @@ class DeviceProgram(Program):
             enqueue=lambda capturing: self._enqueue(turns, capturing),
             pieces=sum(call.runs for call in self.calls),
             marks=self._marks,
-            fed=[buffer for session, turn in starts.items() for buffer in session.fed(turn)],
+            carried=[buffer for session, turn in starts.items() for buffer in session.carried(turn)],
             written=list(self._written_at),
             keeps=(self._sessions, self._givers, self._tables, self._marks),
         )
@@ -134,7 +134,7 @@ class DeviceProgram(Program):
                 rows = {name: table.row(number) for name, table in tables.items()}
                 given = {**taken, **(first if number == 0 else {})}
                 session.enqueue({**session.addresses(now[session]), **rows, **given}, self._stream)
-                now[session] = session.after(1, now[session])
+                now[session] = session.roles.after(now[session])
             mark.record(self._stream, inside_graph=capturing)
 
     def _reads(self) -> list[DeviceBuffer]:
@@ -144,13 +144,11 @@ class DeviceProgram(Program):
 
 def _addresses(given: Mapping[str, tuple[Session, str]], now: Mapping[DeviceSession, int]) -> dict[str, int]:
     """Where what other sessions gave lies, at the turns they are at."""
-    found = {}
+    addresses = {}
     for name, (source, output) in given.items():
         giver = _checked(source)
-        # After a run, an output that is fed back lies where its input is read next.
-        place = source.graph.feedback.get(output, output)
-        found[name] = giver.at(place, now[giver]).address
-    return found
+        addresses[name] = giver.result(output, now[giver]).address
+    return addresses
 
 
 def _on_device(call: Call) -> DeviceSession:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
-from unibrain_rt.engines.base import Array, GraphSpec, Session
+from unibrain_rt.engines.base import Array, GraphSpec, TensorSpec
+from unibrain_rt.engines.buffered_session import BufferedSession
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.replay import Replay, Work
 from unibrain_rt.engines.cuda.stream import Stream
 from unibrain_rt.engines.engine_errors import EngineError
 
-Places = Mapping[str, str]
-"""Which tensor's buffer each tensor has in a turn."""
 
-
-class DeviceSession(Session):
-    """Buffers are allocated once. Tensors that are fed back own two, which swap roles every run.
+class DeviceSession(BufferedSession[DeviceBuffer]):
+    """Buffers are the device's.
 
     ``run`` begins a run in the order of the memory's stream and does not wait; reads and ``rest`` do.
     """
@@ -32,92 +30,45 @@ class DeviceSession(Session):
         capture: bool = True,
     ) -> None:
         """Raises EngineError: a shared buffer does not fit, or the device is out of memory."""
-        super().__init__(graph, free)
-        self.memory = memory
-        self._turn = 0
-        self._buffers: dict[str, DeviceBuffer] = {}
-        for spec in (*graph.inputs, *graph.outputs):
+
+        def make(spec: TensorSpec) -> DeviceBuffer:
             try:
-                self._buffers[spec.name] = (
-                    memory.fitting(shared[spec.name], spec, free)
-                    if spec.name in shared
-                    else memory.allocate(spec, free)
-                )
+                return memory.allocate(spec, free)
             except EngineError as error:
                 raise EngineError(f"graph {graph.name}: {error}") from error
-        # The odd turn reads where the even one wrote, and writes where it read.
-        even = {name: name for name in self._buffers}
-        odd = dict(even)
-        for output, source in graph.feedback.items():
-            odd[output], odd[source] = source, output
-        self._places: list[Places] = [even, odd] if graph.feedback else [even]
-        self._replays = [Replay(memory, memory.stream, tell, capture=capture) for _ in self._places]
+
+        super().__init__(graph, free, shared, make, _shape_and_type)
+        self.memory = memory
+        self._replays = [
+            Replay(memory, memory.stream, tell, capture=capture) for _ in range(self.roles.turns)
+        ]
 
     def __del__(self) -> None:
         # What runs may not lose its buffers.
         if hasattr(self, "_replays"):
             self.memory.cuda.release("cudaStreamSynchronize", self.memory.stream.handle)
 
-    @property
-    def turn(self) -> int:
-        """Which of its roles each buffer has in the next run."""
-        return self._turn
-
-    def after(self, runs: int, turn: int | None = None) -> int:
-        """The turn so many runs after ``turn``, by default the present one."""
-        return ((self._turn if turn is None else turn) + runs) % len(self._places)
-
-    def at(self, name: str, turn: int | None = None) -> DeviceBuffer:
-        """A tensor's buffer in a turn, by default the present one."""
-        return self._buffers[self._places[self._turn if turn is None else turn][name]]
-
-    def addresses(self, turn: int | None = None) -> dict[str, int]:
-        """Every tensor's address in a turn."""
+    def addresses(self, turn: int) -> dict[str, int]:
+        """Every tensor's address in a run of this turn."""
         return {name: self.at(name, turn).address for name in self._buffers}
-
-    def advance(self, runs: int) -> None:
-        """So many runs were begun elsewhere."""
-        self._turn = self.after(runs)
-
-    @property
-    def written(self) -> list[DeviceBuffer]:
-        """All buffers that runs write, whatever the turn."""
-        names = dict.fromkeys([*(spec.name for spec in self.graph.outputs), *self.graph.feedback.values()])
-        return [self._buffers[name] for name in names]
-
-    @property
-    def unwritten(self) -> list[DeviceBuffer]:
-        """Buffers that runs only read."""
-        written = {id(buffer) for buffer in self.written}
-        return [buffer for buffer in self._buffers.values() if id(buffer) not in written]
-
-    def fed(self, turn: int) -> list[DeviceBuffer]:
-        """Buffers that a run of this turn reads, and later ones overwrite."""
-        return [self.at(name, turn) for name in self.graph.feedback.values()]
-
-    def rewind(self) -> None:
-        self._turn = 0
 
     def rest(self) -> None:
         self.memory.stream.synchronize()
 
     def run(self) -> None:
-        turn, stream = self._turn, self.memory.stream
+        turn, stream = self.turn, self.memory.stream
         self.memory.before(self.unwritten, self.written)
         work = Work(
             name=f"graph {self.graph.name}",
             enqueue=lambda _: self.enqueue(self.addresses(turn), stream),
             pieces=1,
             marks=(),
-            fed=self.fed(turn),
+            carried=self.carried(turn),
             written=self.written,
-            keeps=(*self._buffers.values(), self.resources()),
+            keeps=(*self.buffers, self.resources()),
         )
         self._replays[turn].launch(work)
         self.advance(1)
-
-    def buffer(self, name: str) -> object:
-        return self._buffers[self.graph.tensor(name).name]
 
     @abstractmethod
     def enqueue(self, addresses: Mapping[str, int], stream: Stream) -> None:
@@ -128,8 +79,11 @@ class DeviceSession(Session):
         """What a captured run uses beside the buffers. It must not refer to this session."""
 
     def _write_impl(self, name: str, value: Array) -> None:
-        self.memory.write(self.at(name), value)
+        self.memory.write(self.at(name, self.turn), value)
 
     def _read_impl(self, name: str) -> Array:
-        # After a run the turn has moved on: what was an output's buffer is its input's now.
-        return self.memory.read(self.at(self.graph.feedback.get(name, name)))
+        return self.memory.read(self.result(name, self.turn))
+
+
+def _shape_and_type(buffer: object) -> tuple[tuple[int, ...], object] | None:
+    return (buffer.shape, buffer.dtype) if isinstance(buffer, DeviceBuffer) else None

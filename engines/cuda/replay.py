@@ -21,15 +21,15 @@ class Work:
     """Something for the device to do.
 
     ``enqueue`` gives it to the stream, and is told whether the stream is being captured. ``pieces`` is the least
-    number of kernels in it, ``marks`` are the events that it records. ``fed`` are buffers that it reads and
-    overwrites, ``written`` all that it writes. ``keeps`` is what has to live as long as it may be replayed.
+    number of kernels in it, ``marks`` are the events that it records. ``carried`` are buffers that it reads
+    and overwrites, ``written`` all that it writes. ``keeps`` is what has to live as long as it may be replayed.
     """
 
     name: str
     enqueue: Callable[[bool], None]
     pieces: int
     marks: Sequence[Event]
-    fed: Sequence[DeviceBuffer]
+    carried: Sequence[DeviceBuffer]
     written: Sequence[DeviceBuffer]
     keeps: object
 
@@ -73,7 +73,7 @@ class Replay:
         kept: list[DeviceBuffer] = []
         failure, replayed, graph = "", list[Array](), None
         try:
-            kept = [self._copy(buffer) for buffer in work.fed]
+            kept = [self._copy(buffer) for buffer in work.carried]
             graph = CapturedGraph(self._stream, lambda: work.enqueue(True), work.keeps)
             if graph.nodes < work.pieces + len(work.marks):
                 raise EngineError("kernels are missing from it; does the engine run on another device?")
@@ -82,7 +82,7 @@ class Replay:
             failure = str(error)
             self._memory.cuda.clear_error()
         # What is left behind is a plain run's, whatever the graph did.
-        for copy, buffer in zip(kept, work.fed, strict=False):
+        for copy, buffer in zip(kept, work.carried, strict=False):
             self._move(copy, buffer)
         work.enqueue(False)
         if not failure and not _alike(replayed, self._read(work.written)):
@@ -94,9 +94,9 @@ class Replay:
 
     def _replayed(self, graph: CapturedGraph, work: Work) -> list[Array]:
         """What a replay writes; the buffers are wiped first, so that an earlier run's are not taken for it."""
-        fed = {buffer.address for buffer in work.fed}
+        carried = {buffer.address for buffer in work.carried}
         for buffer in work.written:
-            if buffer.address not in fed:
+            if buffer.address not in carried:
                 self._memory.cuda.fill(buffer.address, 0xFF, buffer.nbytes, self._stream.handle)
         graph.launch()
         results = self._read(work.written)

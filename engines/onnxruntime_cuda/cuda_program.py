@@ -65,7 +65,7 @@ class CudaProgram(Program):
     def start(self, progress: Progress | None = None) -> None:
         launches = self._prepare(tuple(session.turn for session in (*self._sessions, *self._givers)))
         writers = self._underway.writers
-        values = [value for session in (*self._sessions, *self._givers) for value in session.values]
+        values = [value for session in (*self._sessions, *self._givers) for value in session.buffers]
         needed = {writers[id(value)] for value in values if id(value) in writers}
         ends = [threading.Event() for _ in self.calls]
         for session, end in zip(self._sessions, ends, strict=True):
@@ -92,12 +92,12 @@ class CudaProgram(Program):
     def _captured(self, starts: Turns) -> list[list[Launch]]:
         turn = dict(zip((*self._sessions, *self._givers), starts, strict=True))
         # Capturing runs the graphs, which write over what they are fed.
-        fed = [
-            (f"graph {session.graph.name}, {name}", session.value(name, turn[session]))
+        carried = [
+            (f"graph {session.graph.name}", value)
             for session in dict.fromkeys(self._sessions)
-            for name in session.graph.feedback.values()
+            for value in session.carried(turn[session])
         ]
-        kept = [to_host(value, what) for what, value in fed]
+        kept = [to_host(value, graph) for graph, value in carried]
         launches = []
         for call, session, rows in zip(self.calls, self._sessions, self._rows, strict=True):
             taken, first = (
@@ -112,10 +112,10 @@ class CudaProgram(Program):
                 given = taken if runs else {**taken, **first}
                 work = partial(session.prepare, turn[session], {**row, **given})
                 runs.append(session.in_thread(work).result())
-                turn[session] = session.after(turn[session], 1)
+                turn[session] = session.roles.after(turn[session])
             launches.append(runs)
-        for (what, value), array in zip(fed, kept, strict=True):
-            to_device(value, array, what)
+        for (graph, value), array in zip(carried, kept, strict=True):
+            to_device(value, array, graph)
         return launches
 
     def _run(

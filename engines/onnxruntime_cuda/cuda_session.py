@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, GraphSpec, Progress, Session, TensorSpec
+from unibrain_rt.engines.base import Array, GraphSpec, Progress, TensorSpec
+from unibrain_rt.engines.buffered_session import BufferedSession
 from unibrain_rt.engines.engine_errors import EngineError
-from unibrain_rt.engines.host import turns
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING, ONNX_TYPES, load
 from unibrain_rt.engines.onnxruntime_cuda.fused_kernels import kernels_in
 from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half
@@ -46,8 +46,8 @@ class Launch:
     queued: Any
 
 
-class CudaSession(Session):
-    """Buffers are OrtValues on the device. Tensors that are fed back own two, which swap roles every run.
+class CudaSession(BufferedSession[Any]):
+    """Buffers are OrtValues on the device.
 
     ``kernels`` counts what the provider ran as one kernel, by operator, as far as the operators are in `kernels.FUSED`.
     """
@@ -73,19 +73,15 @@ class CudaSession(Session):
         Raises:
             EngineError: see `Engine.open`; or the device is out of memory.
         """
-        super().__init__(graph, free)
+
+        def make(spec: TensorSpec) -> Any:
+            return on_device(onnxruntime, np.zeros(spec.sized(free), spec.dtype), f"graph {graph.name}, {spec.name}")
+
+        super().__init__(graph, free, shared, make, _shape_and_type)
         self._onnxruntime, self._tell, self._settle = onnxruntime, tell, settle
         self._graphs = graphs
         self._half, self._instead = convolves_in_half(graph.path), options
         self._ids = itertools.count(1)
-        self._turn, self._turns = 0, turns(graph)
-        self._values: dict[str, Any] = {}
-        for spec in (*graph.inputs, *graph.outputs):
-            if spec.name in shared:
-                self._values[spec.name] = _checked(shared[spec.name], spec, graph, free)
-            else:
-                zeros = np.zeros(spec.sized(free), spec.dtype)
-                self._values[spec.name] = on_device(onnxruntime, zeros, self._named(spec.name))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
         self._own: dict[int, Launch] = {}
         # Of loads that fail ONNX Runtime leaves the beginning of a profile, too.
@@ -97,43 +93,10 @@ class CudaSession(Session):
         """Have the session's own thread do it: what was captured can be replayed there alone."""
         return self._worker.submit(work)
 
-    @property
-    def turn(self) -> int:
-        return self._turn
-
-    def rewind(self) -> None:
-        self._turn = 0
-
     def run(self) -> None:
-        if self._graphs and self._turn not in self._own:
+        if self._graphs and self.turn not in self._own:
             self._settle()
         self.in_thread(self._run_once).result()
-
-    def buffer(self, name: str) -> object:
-        return self._values[self.graph.tensor(name).name]
-
-    def value(self, name: str, turn: int) -> Any:
-        """What a tensor is bound to at a turn."""
-        return self._values[self._turns[turn][name]]
-
-    def result(self, name: str, turn: int) -> Any:
-        """Where an output lies when the session has come to ``turn``: fed back, it is its input already."""
-        return self.value(self.graph.feedback.get(name, name), turn)
-
-    @property
-    def values(self) -> list[Any]:
-        """All that its tensors are bound to."""
-        return list(self._values.values())
-
-    @property
-    def written(self) -> list[Any]:
-        """What its runs write, at any turn."""
-        names = [*(spec.name for spec in self.graph.outputs), *self.graph.feedback.values()]
-        return [self._values[name] for name in names]
-
-    def after(self, turn: int, runs: int) -> int:
-        """The turn that so many runs from ``turn`` on lead to."""
-        return (turn + runs) % len(self._turns)
 
     def prepare(self, turn: int, instead: Mapping[str, Any]) -> Launch:
         """Bind a run at a turn, with other values for some inputs, and capture it. In the session's own thread.
@@ -162,7 +125,7 @@ class CudaSession(Session):
                 self._native.run_with_iobinding(launch.binding, launch.waiting if last else launch.queued)
             if progress is not None:
                 progress(1)
-        self._turn = self.after(self._turn, len(launches))
+        self.advance(len(launches))
 
     @property
     def native(self) -> Any:
@@ -170,9 +133,9 @@ class CudaSession(Session):
         return self._native
 
     def _run_once(self) -> None:
-        if self._turn not in self._own:
-            self._own[self._turn] = self.prepare(self._turn, {})
-        self.launch([self._own[self._turn]])
+        if self.turn not in self._own:
+            self._own[self.turn] = self.prepare(self.turn, {})
+        self.launch([self._own[self.turn]])
 
     def _load(self, profiles: Path | None = None) -> Any:
         """ONNX Runtime's session; ``profiles``: a folder for the profile of its runs until that is ended."""
@@ -237,10 +200,10 @@ class CudaSession(Session):
         with reported(f"graph {self.graph.name}"):
             binding = self._native.io_binding()
             for spec in self.graph.inputs:
-                value = instead[spec.name] if spec.name in instead else self.value(spec.name, turn)
+                value = instead[spec.name] if spec.name in instead else self.at(spec.name, turn)
                 binding.bind_ortvalue_input(spec.name, value)
             for spec in self.graph.outputs:
-                binding.bind_ortvalue_output(spec.name, self.value(spec.name, turn))
+                binding.bind_ortvalue_output(spec.name, self.at(spec.name, turn))
         return binding
 
     def _run_options(self, number: str, *, wait: bool) -> Any:
@@ -251,23 +214,16 @@ class CudaSession(Session):
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
-    def _named(self, name: str) -> str:
-        return f"graph {self.graph.name}, {name}"
-
     def _write_impl(self, name: str, value: Array) -> None:
         array = np.ascontiguousarray(value, dtype=self.graph.tensor(name).dtype)
-        to_device(self.value(name, self._turn), array, self._named(name))
+        to_device(self.at(name, self.turn), array, f"graph {self.graph.name}, {name}")
 
     def _read_impl(self, name: str) -> Array:
-        return to_host(self.result(name, self._turn), self._named(name))
+        return to_host(self.result(name, self.turn), f"graph {self.graph.name}, {name}")
 
 
-def _checked(buffer: object, spec: TensorSpec, graph: GraphSpec, free: int) -> Any:
-    value: Any = buffer
+def _shape_and_type(value: Any) -> tuple[tuple[int, ...], object] | None:
     try:
-        found = tuple(value.shape()), ONNX_TYPES.get(value.data_type())
+        return tuple(value.shape()), ONNX_TYPES.get(value.data_type())
     except (AttributeError, TypeError):
-        found = None
-    if found != (spec.sized(free), spec.dtype):
-        raise EngineError(f"graph {graph.name}: the shared buffer of {spec.name} has another shape or type")
-    return value
+        return None

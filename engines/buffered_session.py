@@ -1,0 +1,85 @@
+"""Sessions with a buffer for every tensor: what the back ends share, wherever their memory is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar, cast
+
+from unibrain_rt.engines.base import GraphSpec, Session, TensorSpec
+from unibrain_rt.engines.engine_errors import EngineError
+
+Buffer = TypeVar("Buffer")
+
+
+class BufferedSession(Session, Generic[Buffer]):
+    """Buffers are made once. What is fed back swaps buffers at every run, as `BufferRoles` tells.
+
+    ``turn`` is that of the next run.
+    """
+
+    def __init__(
+        self,
+        graph: GraphSpec,
+        free: int,
+        shared: Mapping[str, object],
+        make: Callable[[TensorSpec], Buffer],
+        shape_and_type: Callable[[object], tuple[tuple[int, ...], object] | None],
+    ) -> None:
+        """
+        Args:
+            shared: buffers of other sessions to use instead of own ones, by tensor name.
+            make: gives a buffer of zeros for a tensor.
+            shape_and_type: gives those of a buffer, None of what is no buffer of this engine.
+
+        Raises:
+            EngineError: a shared buffer does not fit its tensor, or ``make`` raised it.
+        """
+        super().__init__(graph, free)
+        self.roles = graph.roles
+        self.turn = 0
+        self._places = [self.roles.at(turn) for turn in range(self.roles.turns)]
+        self._buffers: dict[str, Buffer] = {}
+        for spec in (*graph.inputs, *graph.outputs):
+            if spec.name not in shared:
+                self._buffers[spec.name] = make(spec)
+                continue
+            if shape_and_type(shared[spec.name]) != (spec.sized(free), spec.dtype):
+                problem = f"the shared buffer of {spec.name} has another shape or type"
+                raise EngineError(f"graph {graph.name}: {problem}, or is another engine's")
+            self._buffers[spec.name] = cast(Buffer, shared[spec.name])
+
+    def rewind(self) -> None:
+        self.turn = 0
+
+    def advance(self, runs: int) -> None:
+        """So many runs were begun: the next one is in another turn."""
+        self.turn = self.roles.after(self.turn, runs)
+
+    def at(self, name: str, turn: int) -> Buffer:
+        """The buffer of a tensor in a run of this turn."""
+        return self._buffers[self._places[turn][name]]
+
+    def result(self, name: str, turn: int) -> Buffer:
+        """The buffer that holds a tensor when the session has come to this turn."""
+        return self.at(self.roles.result(name), turn)
+
+    def carried(self, turn: int) -> list[Buffer]:
+        """What a run of this turn reads of the run before it, and later ones overwrite."""
+        return [self.at(name, turn) for name in self.roles.carried]
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        return list(self._buffers.values())
+
+    @property
+    def written(self) -> list[Buffer]:
+        """What runs write, whatever the turn."""
+        return [self._buffers[name] for name in self.roles.written]
+
+    @property
+    def unwritten(self) -> list[Buffer]:
+        """What runs only read."""
+        return [self._buffers[name] for name in self.roles.unwritten]
+
+    def buffer(self, name: str) -> object:
+        return self._buffers[self.graph.tensor(name).name]
