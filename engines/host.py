@@ -22,7 +22,9 @@ class HostSession(BufferedSession[Array]):
 
     def __init__(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> None:
         """Raises EngineError: a shared buffer does not fit its tensor."""
-        super().__init__(graph, free, shared, lambda spec: np.zeros(spec.sized(free), spec.dtype), _shape_and_type)
+        super().__init__(
+            graph, free, shared, lambda spec: np.zeros(spec.sized(free), spec.dtype), _shape_and_type
+        )
 
     def run(self) -> None:
         self._run_impl(self.turn)

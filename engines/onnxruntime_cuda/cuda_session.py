@@ -75,7 +75,9 @@ class CudaSession(BufferedSession[Any]):
         """
 
         def make(spec: TensorSpec) -> Any:
-            return on_device(onnxruntime, np.zeros(spec.sized(free), spec.dtype), f"graph {graph.name}, {spec.name}")
+            return on_device(
+                onnxruntime, np.zeros(spec.sized(free), spec.dtype), f"graph {graph.name}, {spec.name}"
+            )
 
         super().__init__(graph, free, shared, make, _shape_and_type)
         self._onnxruntime, self._tell, self._settle = onnxruntime, tell, settle
