@@ -31,12 +31,9 @@ def decode(bundle: str, engine: str, preset: str, memory: str) -> None:
     from unibrain_rt import Decoder
     from unibrain_rt.captions import CaptionOptions
     from unibrain_rt.engines import create_engine
-    from unibrain_rt.engines.on_demand import OnDemandEngine
 
     opened = Bundle.open(bundle, verify=False)
-    runner = create_engine(engine, capture=memory != "low")
-    if memory == "low":
-        runner = OnDemandEngine(runner)
+    runner = create_engine(engine, low_memory=memory == "low")
     subject: Any = MadeUpSubject(opened)
     decoder = Decoder(opened, subject, runner, preset, CaptionOptions(max_tokens=8))
     result = decoder.decode(np.zeros(1, np.float32))

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unibrain_rt.engines.base import Engine, GraphSpec
-from unibrain_rt.engines.catalogue import Settings
+from unibrain_rt.engines.catalogue import Settings, Tell
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.file_digest import file_sha256
 from unibrain_rt.engines.plans import PlanCache, PlanKey
-
-Tell = Callable[[str], None]
-_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class AheadEngine(Engine):
         """Raises EngineError: there is no folder for plans; see `PlanCache`."""
         self.cache = PlanCache(settings.cache)
         self._named_cache = settings.cache
-        self._tell: Tell = settings.tell if settings.tell is not None else _tell_nobody
+        self._tell: Tell = settings.tell
 
     def key(self, graph: GraphSpec, free: int = 1, target: str | None = None) -> PlanKey:
         """What the plan of a graph depends on, for the device here or for ``target``. Raises EngineError."""
@@ -145,18 +142,10 @@ def _files(graph: GraphSpec) -> dict[str, str]:
         beside = [path for path in graph.path.parent.iterdir() if path.is_file() and path.suffix != ".onnx"]
         with graph.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             named = [path for path in beside if content.find(path.name.encode()) >= 0]
-        return {path.name: _sha256(path) for path in (graph.path, *sorted(named))}
+        return {path.name: file_sha256(path) for path in (graph.path, *sorted(named))}
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         problem = f"the graph's files cannot be read ({error})"
         raise EngineError(f"{graph.path.name}: {problem}; export the bundle again") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _is_fallback(graph: GraphSpec) -> bool:
@@ -164,7 +153,3 @@ def _is_fallback(graph: GraphSpec) -> bool:
     graphs = {name for name in graph.files if name.endswith(".onnx")}
     own = {path.name for path in (graph.path, *graph.flavours.values())}
     return graph.fallback is None and bool(graphs - own)
-
-
-def _tell_nobody(line: str) -> None:
-    """Where nobody listens."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from unibrain_rt.engines.base import Engine, GraphSpec
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.on_demand import OnDemandEngine
 
 #: Fastest first: the order in which ``auto`` tries them, last resorts (`Probe`) apart. Each has `probe` and `create`.
 MODULES = {
@@ -21,6 +22,8 @@ MODULES = {
     "onnxruntime": "unibrain_rt.engines.onnxruntime",
 }
 ENGINES = tuple(MODULES)
+Tell = Callable[[str], None]
+"""Takes a line of text, of what takes long or went another way."""
 ENGINE_VARIABLE = "UNIBRAIN_RT_ENGINE"
 """Environment variable: the engine that ``auto`` means, whatever else would work."""
 
@@ -49,6 +52,10 @@ class Probe:
         return "; ".join(part for part in (f"{self.engine}: {self.problem}", self.advice) if part)
 
 
+def _tell_nobody(line: str) -> None:
+    """Where nobody listens."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What an engine is made with.
@@ -61,15 +68,15 @@ class Settings:
 
     threads: int | None = None
     cache: Path | None = None
-    tell: Callable[[str], None] | None = None
-    targets: tuple[str, ...] = field(default=())
+    tell: Tell = _tell_nobody
+    targets: tuple[str, ...] = ()
     capture: bool = True
 
 
 def probe(name: str) -> Probe:
     """Whether the back end called ``name`` works here. Raises EngineError for an unknown name."""
-    found: Probe = _module(name).probe()
-    return found
+    state: Probe = _module(name).probe()
+    return state
 
 
 def create_engine(
@@ -77,11 +84,12 @@ def create_engine(
     threads: int | None = None,
     *,
     cache: Path | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Tell | None = None,
     targets: Sequence[str] = (),
     graphs: Sequence[tuple[GraphSpec, int]] = (),
     device_graphs: Sequence[tuple[GraphSpec, int]] = (),
     capture: bool = True,
+    low_memory: bool = False,
 ) -> Engine:
     """The back end called ``name``; ``auto`` is the fastest that works here.
 
@@ -90,47 +98,66 @@ def create_engine(
         targets: see `Settings`. With any, a back end need only be installed: what it compiles, it does not run here.
         graphs: what will be opened, with the size of its free axes: ``auto`` passes over an engine that would have to
             compile them for minutes first.
-        device_graphs: the same, of graphs that are opened on a device alone.
+        device_graphs: the same, of graphs that are opened on a device alone; with ``low_memory`` on none.
+        low_memory: load a graph when it is run and let it go when its session rests; see `OnDemandEngine`.
 
     Raises:
         EngineError: an unknown name, or a back end that cannot be used here.
     """
-    settings = Settings(threads, cache, tell, tuple(targets), capture)
+    # A captured CUDA graph would go with the session that is let go after its stage, and be captured anew for every
+    # scan. Even a loop gains nothing by it: each of its two turns is run plainly once, then captured and compared with
+    # one more plain run, so that replays begin at the fifth step: of preset realtime, hardly any. And a step that is
+    # large enough to be loaded by itself takes long beside the launches that a replay saves.
+    capture = capture and not low_memory
+    settings = Settings(threads, cache, tell or _tell_nobody, tuple(targets), capture)
     if name == "auto":
         name = os.environ.get(ENGINE_VARIABLE) or name
-    if name != "auto":
-        found = probe(name)
-        if not found.usable and not (targets and found.version is not None):
-            raise EngineError(f"engine {found}")
-        engine: Engine = _module(name).create(settings)
-        return engine
+    if name == "auto":
+        engine = _fastest(settings, graphs, () if low_memory else device_graphs)
+    else:
+        state = probe(name)
+        if not state.usable and not (targets and state.version is not None):
+            raise EngineError(f"engine {state}")
+        engine = _create(name, settings)
+    return OnDemandEngine(engine) if low_memory else engine
+
+
+def _fastest(
+    settings: Settings,
+    graphs: Sequence[tuple[GraphSpec, int]],
+    device_graphs: Sequence[tuple[GraphSpec, int]],
+) -> Engine:
+    """The first back end that works here and need not compile the graphs. Raises EngineError where none does."""
     passed_over: list[Probe] = []
-    for found in _in_turn():
-        if not found.usable:
-            passed_over.append(found)
-            continue
-        reason: str | None
-        try:
-            engine = _module(found.engine).create(settings)
-            reason = engine.unready([*graphs, *(device_graphs if engine.on_device else ())])
-        except EngineError as error:  # what a probe does not see is no reason to stop, either
-            reason = str(error)
-        if reason is None:
-            engine.passed_over = tuple(passed_over)
-            return engine
-        passed_over.append(Probe(found.engine, found.version, found.device, reason))
+    for state in _in_turn():
+        reason: str | None = None
+        if state.usable:
+            try:
+                engine = _create(state.engine, settings)
+                reason = engine.unready([*graphs, *(device_graphs if engine.on_device else ())])
+            except EngineError as error:  # what a probe does not see is no reason to stop, either
+                reason = str(error)
+            if reason is None:
+                engine.passed_over = tuple(passed_over)
+                return engine
+        passed_over.append(state if reason is None else replace(state, problem=reason))
     raise EngineError(f"no engine works here: {passed_over[-1]} (unibrain-rt doctor tells of the others)")
+
+
+def _create(name: str, settings: Settings) -> Engine:
+    engine: Engine = _module(name).create(settings)
+    return engine
 
 
 def _in_turn() -> Iterator[Probe]:
     """All back ends, the fastest here first. None is looked at, which may mean loading a library, before its turn."""
     last = []
     for name in ENGINES:
-        found = probe(name)
-        if found.last_resort:
-            last.append(found)
+        state = probe(name)
+        if state.last_resort:
+            last.append(state)
         else:
-            yield found
+            yield state
     yield from last
 
 

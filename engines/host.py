@@ -14,7 +14,6 @@ from unibrain_rt.engines.engine_errors import EngineError
 
 Ports = Mapping[str, tuple[str, Sequence[object]]]
 """Name -> numpy type and shape of a file's tensors; a size that is no int is a free axis."""
-_LINE_CHARACTERS = 200
 
 
 class HostSession(BufferedSession[Array]):
@@ -60,12 +59,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def first_line(error: Exception) -> str:
-    """What a library's exception says, as one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:_LINE_CHARACTERS] if lines else type(error).__name__
 
 
 def _shape_and_type(buffer: object) -> tuple[tuple[int, ...], object] | None:

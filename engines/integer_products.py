@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.engines.engine_errors import EngineError
-from unibrain_rt.engines.host import first_line, usable_cores
+from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.host import usable_cores
 
 ZERO = 64
 """What stands for 0 in the left matrix: it holds 0 to 127. Pairs of larger bytes times int8 would overflow the 16

@@ -14,7 +14,7 @@ class OnDemandEngine(Engine):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.name = engine.name
+        self.name, self.passed_over = engine.name, engine.passed_over
 
     def describe(self) -> dict[str, str | int]:
         return {**self._engine.describe(), "memory": "low"}

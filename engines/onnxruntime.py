@@ -7,8 +7,8 @@ from typing import Any
 
 from unibrain_rt.engines.base import Engine, GraphSpec, Session
 from unibrain_rt.engines.catalogue import Probe, Settings
-from unibrain_rt.engines.engine_errors import EngineError
-from unibrain_rt.engines.host import HostSession, check_tensors, first_line, usable_cores
+from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.host import HostSession, check_tensors, usable_cores
 
 NAME = "onnxruntime"
 ONNX_TYPES = {

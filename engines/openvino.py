@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unibrain_rt.engines.ahead import AheadEngine, Tell
+from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.engines.base import Engine, GraphSpec, Session, TensorSpec
-from unibrain_rt.engines.catalogue import Probe, Settings
-from unibrain_rt.engines.engine_errors import EngineError
-from unibrain_rt.engines.host import HostSession, Ports, check_tensors, first_line, usable_cores
+from unibrain_rt.engines.catalogue import Probe, Settings, Tell
+from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.host import HostSession, Ports, check_tensors, usable_cores
 
 NAME = "openvino"
 PRECISION_VARIABLE = "UNIBRAIN_RT_OPENVINO_PRECISION"

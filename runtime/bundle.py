@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.captions import VOCABULARY
 from unibrain_rt.engines.base import GraphSpec, TensorSpec
+from unibrain_rt.engines.file_digest import file_sha256
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.flows import FLOWS, Flow
 from unibrain_rt.manifest import Fields
@@ -35,7 +36,6 @@ CONSTANTS = "constants.safetensors"
 UNCONDITIONAL = ("unconditional_image_context", "unconditional_text_context")
 _TYPES = ("float32", "float16", "int64", "int32", "bool")
 _SHA256 = re.compile("[0-9a-f]{64}")
-_CHUNK_BYTES = 2**20
 _MOST_ELEMENTS = 2**32  # of a tensor that is bound; the largest real one has some 10**8
 
 
@@ -250,16 +250,12 @@ def sha256_of(path: Path) -> str:
     Raises:
         BundleError: the file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError as error:
         raise BundleError(
             f"{path}: cannot be read ({error.strerror}); copy or export the bundle again"
         ) from error
-    return digest.hexdigest()
 
 
 def _schedule(architecture: Fields) -> Schedule:

@@ -16,7 +16,6 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.clock import Clock
 from unibrain_rt.engines import Engine, NotFiniteError, Progress, create_engine
-from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import InputError
 from unibrain_rt.flows import INPUTS, Flow, checked_inputs
 from unibrain_rt.heads import Float
@@ -85,19 +84,15 @@ class Decoder:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         opened.preset(preset)
         chosen = opened.subject(subject)
-        graphs = decode_graphs(opened, [preset])
-        # A CUDA graph would go with the session that is let go after its stage, and be captured anew for every scan.
-        # Even a loop gains nothing by it: each of its two turns is run plainly once, then captured and compared with
-        # one more plain run, so that replays begin at the fifth step: of preset realtime, hardly any. And a step that
-        # is large enough to be loaded by itself takes long beside the launches that a replay saves.
-        capture = not low_memory
-        heads = ridge_graphs(opened, [] if low_memory else [chosen])
         running = create_engine(
-            engine, threads, cache=cache, tell=tell, graphs=graphs, device_graphs=heads, capture=capture
+            engine,
+            threads,
+            cache=cache,
+            tell=tell,
+            graphs=decode_graphs(opened, [preset]),
+            device_graphs=ridge_graphs(opened, [chosen]),
+            low_memory=low_memory,
         )
-        if low_memory:
-            passed_over, running = running.passed_over, OnDemandEngine(running)
-            running.passed_over = passed_over
         return cls(opened, chosen, running, preset, captions or CaptionOptions())
 
     @property

@@ -14,10 +14,12 @@ from unibrain_rt import __version__, platform_facts
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import ENGINES, EngineError, Probe, create_engine, probe
 from unibrain_rt.engines.catalogue import ENGINE_VARIABLE
+from unibrain_rt.engines.cuda.driver import Gpus, cuda_driver, gpus
+from unibrain_rt.engines.onnxruntime_cuda.installation import onnxruntimes
 from unibrain_rt.engines.plans import PlanCache
 from unibrain_rt.errors import BundleError
 from unibrain_rt.graph_size import DecodeMemory, decode_memory
-from unibrain_rt.platform_facts import ROOT, Gpus, Jetson, Memory, Processor
+from unibrain_rt.platform_facts import ROOT, Jetson, Memory, Processor
 from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.sessions import decode_graphs
 
@@ -71,9 +73,9 @@ class Machine:
             platform_facts.processor(root),
             platform_facts.jetson(root),
             platform_facts.nvidia_driver(root),
-            platform_facts.gpus(platform_facts.cuda_driver()),
+            gpus(cuda_driver()),
             platform_facts.memory(root),
-            platform_facts.onnxruntimes(),
+            onnxruntimes(),
         )
 
 

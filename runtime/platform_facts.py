@@ -5,13 +5,10 @@ Each function takes the root of the file system, or the driver, so that a record
 
 from __future__ import annotations
 
-import ctypes
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 ROOT = Path("/")
 _FLAGS = (
@@ -27,10 +24,6 @@ _FLAGS = (
     "sve",
 )
 """What makes a difference to a decode; x86 first, then Arm."""
-_ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-_DRIVER_LIBRARY = "libcuda.so.1"
-_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # attributes of a device, as cuda.h numbers them
-_NAME_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -61,25 +54,6 @@ class Memory:
 
     total_bytes: int
     available_bytes: int
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A CUDA device. ``shared``: its memory is the host's."""
-
-    name: str
-    capability: str
-    total_bytes: int
-    free_bytes: int | None
-    shared: bool = False
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """What the CUDA driver offers; ``problem`` says why it offers nothing although it is there."""
-
-    devices: tuple[Gpu, ...] = ()
-    problem: str | None = None
 
 
 def processor(root: Path = ROOT) -> Processor:
@@ -127,84 +101,6 @@ def memory(root: Path = ROOT) -> Memory | None:
         used -= int(stat.get("inactive_file", 0))
         total, available = min(total, limit), min(available, max(limit - used, 0))
     return Memory(total, available)
-
-
-def cuda_driver() -> Any:
-    """The CUDA driver's library; None where there is none."""
-    try:
-        return ctypes.CDLL(_DRIVER_LIBRARY)
-    except OSError:
-        return None
-
-
-def gpus(driver: Any) -> Gpus:
-    """The devices of the CUDA driver that ``cuda_driver`` found."""
-    if driver is None:
-        return Gpus()
-    try:
-        _check(driver, driver.cuInit(0))
-        count = ctypes.c_int()
-        _check(driver, driver.cuDeviceGetCount(ctypes.byref(count)))
-        return Gpus(tuple(_gpu(driver, number) for number in range(count.value)))
-    except OSError as error:
-        return Gpus(problem=str(error))
-
-
-def onnxruntimes(installed: Callable[[str], str] = metadata.version) -> dict[str, str]:
-    """Version of every distribution that brings a module ``onnxruntime``; two of them overwrite each other's files."""
-    found = {}
-    for name in _ONNX_RUNTIMES:
-        try:
-            found[name] = installed(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _gpu(driver: Any, number: int) -> Gpu:
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(_NAME_BYTES)
-    _check(driver, driver.cuDeviceGet(ctypes.byref(device), number))
-    _check(driver, driver.cuDeviceGetName(name, _NAME_BYTES, device))
-    facts = []
-    for attribute in (_MAJOR, _MINOR, _INTEGRATED):
-        value = ctypes.c_int()
-        _check(driver, driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device))
-        facts.append(value.value)
-    total = ctypes.c_size_t()
-    _check(driver, driver.cuDeviceTotalMem_v2(ctypes.byref(total), device))
-    return Gpu(
-        name.value.decode("utf-8", "replace"),
-        f"sm{facts[0]}{facts[1]}",
-        total.value,
-        _free_bytes(driver, device),
-        bool(facts[2]),
-    )
-
-
-def _free_bytes(driver: Any, device: Any) -> int | None:
-    """Free memory of a device; None where the driver does not let us ask, as on a device that is taken."""
-    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) != 0:
-        return None
-    try:
-        if driver.cuCtxPushCurrent_v2(context) != 0:
-            return None
-        asked = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
-        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-        return free.value if asked == 0 else None
-    finally:
-        driver.cuDevicePrimaryCtxRelease_v2(device)
-
-
-def _check(driver: Any, code: int) -> None:
-    """Raises OSError in the driver's words where a call failed."""
-    if code == 0:
-        return
-    text = ctypes.c_char_p()
-    known = driver.cuGetErrorString(code, ctypes.byref(text)) == 0 and text.value
-    raise OSError(
-        f"{text.value.decode()} (CUDA error {code})" if known and text.value else f"CUDA error {code}"
-    )
 
 
 def _lines(path: Path) -> Iterable[str]:

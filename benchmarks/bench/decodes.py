@@ -19,7 +19,6 @@ from unibrain_rt.benchmarks.made_up_subject import MadeUpSubject
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.engines import Engine, create_engine
-from unibrain_rt.engines.on_demand import OnDemandEngine
 from unibrain_rt.errors import InputError
 from unibrain_rt.outputs import plan_outputs, write_pair
 from unibrain_rt.ridge_graph import ridge_graphs
@@ -94,12 +93,9 @@ class TimedDecodes:
             setup.threads,
             cache=setup.cache,
             graphs=decode_graphs(self.bundle, [setup.preset]),
-            device_graphs=ridge_graphs(self.bundle, [] if setup.low_memory else [subject]),
-            capture=not setup.low_memory,
+            device_graphs=ridge_graphs(self.bundle, [subject]),
+            low_memory=setup.low_memory,
         )
-        if setup.low_memory:
-            passed_over, self.engine = self.engine.passed_over, OnDemandEngine(self.engine)
-            self.engine.passed_over = passed_over
         made = time.perf_counter()
         self._tap = Tap(self.engine, self._clock, setup.slowdown)
         self.decoder = Decoder(self.bundle, subject, self.engine, setup.preset, CaptionOptions())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.engine_errors import EngineError, first_line
 
 Handle = Any
 """Of a stream, an event or a graph: whatever cuda-python gives."""
@@ -199,9 +199,3 @@ def load_bindings() -> Any:
             problem = 'cuda-python is not installed; run: pip install "cuda-python>=12.6"'
             raise EngineError(problem) from error
     return runtime
-
-
-def first_line(error: object) -> str:
-    """The start of a message that may have many lines."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -11,12 +11,13 @@ import numpy as np
 
 from unibrain_rt.engines.base import Array, Call, Engine, GraphSpec, Program, Session, TensorSpec
 from unibrain_rt.engines.catalogue import Settings
+from unibrain_rt.engines.cuda.driver import cuda_driver, device_name
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.onnxruntime_cuda.cuda_program import CudaProgram, Underway
 from unibrain_rt.engines.onnxruntime_cuda.cuda_session import CudaSession
 from unibrain_rt.engines.onnxruntime_cuda.fused_kernels import shortfall
 from unibrain_rt.engines.onnxruntime_cuda.installation import NAME
-from unibrain_rt.engines.onnxruntime_cuda.provider import device_name, on_device, prepare, to_host
+from unibrain_rt.engines.onnxruntime_cuda.provider import on_device, prepare, to_host
 
 GRAPHS_VARIABLE = "UNIBRAIN_RT_CUDA_GRAPHS"
 """Environment variable: ``0`` runs without CUDA graphs."""
@@ -59,7 +60,7 @@ class CudaEngine(Engine):
             onnxruntime: the library, if not the installed one.
         """
         self._onnxruntime = onnxruntime if onnxruntime is not None else _import()
-        self._tell = settings.tell if settings.tell is not None else _tell_nobody
+        self._tell = settings.tell
         self.graphs = settings.capture and os.environ.get(GRAPHS_VARIABLE) != "0"
         self.strict = strict
         self._options = dict(options or {})
@@ -79,7 +80,12 @@ class CudaEngine(Engine):
     def describe(self) -> dict[str, str | int]:
         version = str(self._onnxruntime.__version__)
         graphs = "captured" if self.graphs else "none"
-        return {"engine": self.name, "version": version, "device": device_name() or "cuda", "graphs": graphs}
+        return {
+            "engine": self.name,
+            "version": version,
+            "device": device_name(cuda_driver()) or "cuda",
+            "graphs": graphs,
+        }
 
     def program(self, calls: Sequence[Call]) -> Program:
         return CudaProgram(self._onnxruntime, calls, self._underway)
@@ -136,7 +142,3 @@ def _import() -> Any:
 def _numbers(version: str) -> tuple[int, ...]:
     """The first two, as of a release or a build of one."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-
-
-def _tell_nobody(line: str) -> None:
-    """Where nobody listens."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 
 from unibrain_rt.engines.catalogue import Probe
-from unibrain_rt.engines.host import first_line
-from unibrain_rt.engines.onnxruntime_cuda.provider import PROVIDER, device_name
+from unibrain_rt.engines.cuda.driver import cuda_driver, device_name
+from unibrain_rt.engines.engine_errors import first_line
+from unibrain_rt.engines.onnxruntime_cuda.provider import PROVIDER
 from unibrain_rt.engines.onnxruntime_cuda.trial import failure
 
 NAME = "cuda"
@@ -15,8 +17,8 @@ _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 def probe() -> Probe:
     """Whether onnxruntime-gpu is here, alone, and runs on a GPU: it is tried, once a process."""
-    installed = [name for name in _DISTRIBUTIONS if _version(name)]
-    version = _version("onnxruntime-gpu")
+    installed = onnxruntimes()
+    version = installed.get("onnxruntime-gpu")
     both = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxruntime-gpu[cuda,cudnn]"'
     if version is None:
         advice = both if installed else 'pip install "unibrain-rt[cuda]"'
@@ -24,7 +26,7 @@ def probe() -> Probe:
     if len(installed) == 2:
         problem = "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files"
         return Probe(NAME, version, problem=problem, advice=f"run: {both}")
-    device = device_name()
+    device = device_name(cuda_driver())
     if device is None:
         problem = "there is no NVIDIA driver, or it offers no device"
         return Probe(
@@ -38,14 +40,18 @@ def probe() -> Probe:
         return Probe(NAME, version, device, f"does not load ({first_line(error)})", f"run: {both}")
     if PROVIDER not in providers:
         return Probe(NAME, version, device, "this onnxruntime-gpu has no CUDA provider", f"run: {both}")
-    found = failure(onnxruntime)
-    if found is not None:
-        return Probe(NAME, version, device, found.problem, found.advice)
+    broken = failure(onnxruntime)
+    if broken is not None:
+        return Probe(NAME, version, device, broken.problem, broken.advice)
     return Probe(NAME, version, device)
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+def onnxruntimes(installed: Callable[[str], str] = metadata.version) -> dict[str, str]:
+    """Version of every distribution that brings a module ``onnxruntime``; two of them overwrite each other's files."""
+    versions = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = installed(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import re
 import warnings
@@ -13,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from unibrain_rt.engines.base import Array
-from unibrain_rt.engines.engine_errors import EngineError
-from unibrain_rt.engines.host import first_line
+from unibrain_rt.engines.engine_errors import EngineError, first_line
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING
 
 PROVIDER = "CUDAExecutionProvider"
 FULL = "the device is out of memory"
 OUT_OF_MEMORY = f"{FULL}; close other programs, or decode with --low-memory"
 _DEVICE = 0
-_NAME_BYTES = 256
 _NOT_ALLOCATED = re.compile(
     r"out of memory|failed to allocate memory|_ALLOC_FAILED|than requested bytes", re.I
 )
@@ -29,20 +26,6 @@ _CAUSE = re.compile(r"\bCU\w+ failure \d+: [^;\n]*[^;\s]")
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _PLACE = re.compile(r"/\S+\.\w+:\d+ [^()]*\([^()]*\) ?")
 """File, line and function that C++ puts before what it has to say."""
-
-
-def device_name() -> str | None:
-    """Of the first GPU, asked of the driver itself; None without one."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, name = ctypes.c_int(0), ctypes.create_string_buffer(_NAME_BYTES)
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), _DEVICE):
-        return None
-    if driver.cuDeviceGetName(name, len(name), device):
-        return None
-    return name.value.decode(errors="replace")
 
 
 def prepare(onnxruntime: Any) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from unibrain_rt.engines.base import GraphSpec
-from unibrain_rt.engines.cuda.runtime import first_line
-from unibrain_rt.engines.engine_errors import EngineError
-from unibrain_rt.engines.tensorrt.library import Library, Tell
+from unibrain_rt.engines.catalogue import Tell
+from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.tensorrt.library import Library
 
 _SECONDS_BETWEEN_LINES = 5.0
 

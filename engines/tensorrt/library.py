@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from unibrain_rt.engines.cuda.runtime import Device, first_line
-from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.cuda.runtime import Device
+from unibrain_rt.engines.engine_errors import EngineError, first_line
 
-Tell = Callable[[str], None]
 OLDEST = (10, 3)
 """JetPack 6 has it."""
 _JETSON = Path("/etc/nv_tegra_release")

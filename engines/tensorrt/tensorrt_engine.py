@@ -8,14 +8,14 @@ from typing import Any
 
 from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.engines.base import Array, Call, GraphSpec, Program, Session, TensorSpec
-from unibrain_rt.engines.catalogue import Probe, Settings
+from unibrain_rt.engines.catalogue import Probe, Settings, Tell
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.device_program import DeviceProgram
 from unibrain_rt.engines.cuda.runtime import Cuda, Device
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.tensorrt.builder import write_plan
 from unibrain_rt.engines.tensorrt.kernel_cache import KernelFile
-from unibrain_rt.engines.tensorrt.library import Kind, Library, Tell, install_advice
+from unibrain_rt.engines.tensorrt.library import Kind, Library, install_advice
 from unibrain_rt.engines.tensorrt.tensorrt_session import TensorRtSession
 
 _NO_DRIVER = "cudaErrorInsufficientDriver"

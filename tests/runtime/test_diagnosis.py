@@ -23,9 +23,10 @@ from unibrain_rt.diagnosis import (
     check_onnxruntimes,
 )
 from unibrain_rt.engines import Probe
+from unibrain_rt.engines.cuda.driver import Gpu, Gpus
 from unibrain_rt.engines.plans import PlanCache, PlanKey
 from unibrain_rt.graph_size import DecodeMemory
-from unibrain_rt.platform_facts import Gpu, Gpus, Jetson, Memory, Processor
+from unibrain_rt.platform_facts import Jetson, Memory, Processor
 
 GB = 10**9
 RTX = Gpu("NVIDIA RTX 4090", "sm89", 24 * GB, 20 * GB)

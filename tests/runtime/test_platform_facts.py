@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from unibrain_rt import platform_facts
-from unibrain_rt.platform_facts import Gpu, Gpus, Jetson, Memory, Processor
+from unibrain_rt.platform_facts import Jetson, Memory, Processor
 
 ORIN = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
@@ -117,85 +113,3 @@ def test_this_machine() -> None:
     found = platform_facts.memory()
     assert found is not None
     assert 0 < found.available_bytes <= found.total_bytes
-    devices = platform_facts.gpus(platform_facts.cuda_driver())
-    assert all(gpu.capability.startswith("sm") for gpu in devices.devices)
-
-
-# --- The driver ---------------------------------------------------------------------------------------------
-
-
-class Driver:
-    """Answers as libcuda does, with codes and through pointers. ``failing`` maps a call to its code."""
-
-    def __init__(self, failing: dict[str, int] | None = None, integrated: bool = False) -> None:
-        self.failing = failing or {}
-        self.integrated = integrated
-        self.released = 0
-
-    def __getattr__(self, name: str) -> Any:
-        answers: dict[str, Callable[..., None]] = {
-            "cuDeviceGetCount": lambda count: point(count, 1),
-            "cuDeviceGetName": lambda text, size, device: setattr(text, "value", b"NVIDIA RTX 4090"),
-            "cuDeviceGetAttribute": lambda value, attribute, device: point(
-                value, {75: 8, 76: 9, 18: int(self.integrated)}[attribute]
-            ),
-            "cuDeviceTotalMem_v2": lambda total, device: point(total, 24 * 10**9),
-            "cuMemGetInfo_v2": lambda free, total: point(free, 20 * 10**9),
-            "cuGetErrorString": lambda code, text: point(text, b"system not yet initialized"),
-        }
-
-        def call(*arguments: Any) -> int:
-            if name in self.failing:
-                return self.failing[name]
-            self.released += name == "cuDevicePrimaryCtxRelease_v2"
-            if name in answers:
-                answers[name](*arguments)
-            return 0
-
-        return call
-
-
-def point(reference: Any, value: object) -> None:
-    """Write through a pointer that ``ctypes.byref`` made."""
-    reference._obj.value = value
-
-
-def test_a_device_is_asked_of_the_driver() -> None:
-    driver = Driver()
-    assert platform_facts.gpus(driver) == Gpus((Gpu("NVIDIA RTX 4090", "sm89", 24 * 10**9, 20 * 10**9),))
-    assert driver.released == 1
-    shared = platform_facts.gpus(Driver(integrated=True)).devices[0]
-    assert shared.shared
-
-
-@pytest.mark.parametrize("call", ["cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuMemGetInfo_v2"])
-def test_a_device_that_is_taken_does_not_tell_its_free_memory(call: str) -> None:
-    driver = Driver({call: 2})
-    assert platform_facts.gpus(driver).devices[0].free_bytes is None
-    assert driver.released == (call != "cuDevicePrimaryCtxRetain")
-
-
-def test_a_driver_that_fails_says_why() -> None:
-    assert (
-        platform_facts.gpus(Driver({"cuInit": 802})).problem == "system not yet initialized (CUDA error 802)"
-    )
-    unknown = Driver({"cuInit": 802, "cuGetErrorString": 1})
-    assert platform_facts.gpus(unknown).problem == "CUDA error 802"
-
-
-def test_no_driver_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> Any:
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(ctypes, "CDLL", refuse)
-    assert platform_facts.gpus(platform_facts.cuda_driver()) == Gpus()
-
-
-def test_both_distributions_of_onnxruntime_are_seen() -> None:
-    def installed(name: str) -> str:
-        if name != "onnxruntime-gpu":
-            raise metadata.PackageNotFoundError(name)
-        return "1.31.1"
-
-    assert platform_facts.onnxruntimes(installed) == {"onnxruntime-gpu": "1.31.1"}
-    assert platform_facts.onnxruntimes(lambda name: "1") == {"onnxruntime": "1", "onnxruntime-gpu": "1"}

@@ -34,7 +34,7 @@ def test_it_is_known_by_the_manifests_hashes(bundle: Bundle, monkeypatch: pytest
     def fail(path: Path) -> str:
         raise AssertionError(f"{path} was hashed")
 
-    monkeypatch.setattr(ahead, "_sha256", fail)
+    monkeypatch.setattr(ahead, "file_sha256", fail)
     assert ahead._files(graph) == graph.files
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import metadata
 
 import pytest
 
@@ -23,8 +24,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         providers: tuple[str, ...] = (),
         failure: Failure | None = None,
     ) -> None:
-        monkeypatch.setattr(installation, "_version", lambda name: "1.31.1" if name in names else None)
-        monkeypatch.setattr(installation, "device_name", lambda: device)
+        monkeypatch.setattr(installation, "onnxruntimes", lambda: dict.fromkeys(names, "1.31.1"))
+        monkeypatch.setattr(installation, "device_name", lambda driver: device)
         library = type(sys)("onnxruntime")
         library.get_available_providers = lambda: [*providers]  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "onnxruntime", library)
@@ -109,3 +110,13 @@ def test_auto_goes_on_where_the_engine_cannot_be_made(
     assert "cuda: CUDA failure 700: an illegal memory access" in passed_over
     with pytest.raises(EngineError, match="^CUDA failure 700"):
         create_engine("cuda")
+
+
+def test_both_distributions_of_onnxruntime_are_seen() -> None:
+    def installed(name: str) -> str:
+        if name != "onnxruntime-gpu":
+            raise metadata.PackageNotFoundError(name)
+        return "1.31.1"
+
+    assert installation.onnxruntimes(installed) == {"onnxruntime-gpu": "1.31.1"}
+    assert installation.onnxruntimes(lambda name: "1") == {"onnxruntime": "1", "onnxruntime-gpu": "1"}
