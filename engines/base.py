@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from unibrain_rt.engines.engine_errors import EngineError
 Array = NDArray[Any]
 Progress = Callable[[int], None]
 """Called with the number of counted runs just done."""
+Observer = Callable[[str], AbstractContextManager[object]]
+"""Given a graph's name, what a run of the graph happens in."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class GraphSpec:
     @property
     def roles(self) -> BufferRoles:
         """What part the buffer of each tensor plays."""
-        names = [tuple(spec.name for spec in specs) for specs in (self.inputs, self.outputs)]
-        return BufferRoles(*names, self.feedback)
+        inputs, outputs = (tuple(spec.name for spec in specs) for specs in (self.inputs, self.outputs))
+        return BufferRoles(inputs, outputs, self.feedback)
 
     def tensor(self, name: str) -> TensorSpec:
         """The input or output called ``name``; EngineError if there is none."""
@@ -89,6 +92,7 @@ class Session(ABC):
     def __init__(self, graph: GraphSpec, free: int) -> None:
         self.graph = graph
         self.free = free
+        self.observer: Observer | None = None
 
     def write(self, name: str, value: Array | np.generic | float) -> None:
         """Copy ``value`` into an input; it is broadcast and cast to the input's shape and type.
@@ -126,17 +130,24 @@ class Session(ABC):
     def rest(self) -> None:  # noqa: B027 - a session may as well stay as it is
         """Give back what only a run needs; inputs and outputs stay, and ``run`` works as before."""
 
-    @abstractmethod
     def run(self) -> None:
         """Run once. Outputs named in ``graph.feedback`` become the inputs of the next run, without a copy.
 
         Raises:
             EngineError: the back end fails.
         """
+        if self.observer is None:
+            self._run_impl()
+            return
+        with self.observer(self.graph.name):
+            self._run_impl()
 
     @abstractmethod
     def buffer(self, name: str) -> object:
         """The memory behind a tensor, to be shared with another session of the same engine."""
+
+    @abstractmethod
+    def _run_impl(self) -> None: ...
 
     @abstractmethod
     def _write_impl(self, name: str, value: Array) -> None: ...
@@ -243,6 +254,7 @@ class Engine(ABC):
     on_device = False
     passed_over: tuple[object, ...] = ()
     """What ``auto`` tried before it took this one: a `catalogue.Probe` each."""
+    _observer: Observer | None = None
 
     def unready(self, graphs: Sequence[tuple[GraphSpec, int]]) -> str | None:
         """Why opening these graphs, of so large free axes, would take minutes; None where it would not."""
@@ -274,9 +286,19 @@ class Engine(ABC):
             if name in graph.roles.fed_back:
                 raise EngineError(f"graph {graph.name}: {name} is fed back and cannot be shared")
         try:
-            return self._open_impl(graph, free, shared or {})
+            session = self._open_impl(graph, free, shared or {})
         except MemoryError as error:
             raise EngineError(f"graph {graph.name}: does not fit in memory; close other programs") from error
+        session.observer = self._observer
+        return session
+
+    def observe(self, observer: Observer) -> None:
+        """Have every run of the sessions that are opened from now on happen within ``observer(name of the graph)``.
+
+        Such as to time them: a context manager is entered before each run and left after it. Runs that a device goes
+        through by itself, in a program, are not seen.
+        """
+        self._observer = observer
 
     def program(self, calls: Sequence[Call]) -> Program:
         """Make a program of sessions of this engine; see `Call`. Raises EngineError."""

@@ -25,19 +25,19 @@ class HostSession(BufferedSession[Array]):
             graph, free, shared, lambda spec: np.zeros(spec.sized(free), spec.dtype), _shape_and_type
         )
 
-    def run(self) -> None:
-        self._run_impl(self.turn)
+    def _run_impl(self) -> None:
+        self._run_turn(self.turn)
         self.advance(1)
 
     @abstractmethod
-    def _run_impl(self, turn: int) -> None:
+    def _run_turn(self, turn: int) -> None:
         """Run once on the buffers of ``turn``. Raises EngineError."""
 
     def _write_impl(self, name: str, value: Array) -> None:
         np.copyto(self.at(name, self.turn), value, casting="same_kind")
 
     def _read_impl(self, name: str) -> Array:
-        return self.result(name, self.turn).copy()
+        return np.array(self.result(name, self.turn))
 
 
 def check_tensors(graph: GraphSpec, inputs: Ports, outputs: Ports) -> None:

@@ -63,7 +63,7 @@ class OnDemandSession(Session):
             self._session.rest()
             self._session = None
 
-    def run(self) -> None:
+    def _run_impl(self) -> None:
         self._awake().run()
 
     def buffer(self, name: str) -> object:

@@ -87,7 +87,7 @@ class OnnxRuntimeSession(HostSession):
             binding.bind_ortvalue_output(spec.name, value)
         return binding
 
-    def _run_impl(self, turn: int) -> None:
+    def _run_turn(self, turn: int) -> None:
         try:
             self._session.run_with_iobinding(self._bindings[turn], self._run_options)
         except Exception as error:  # onnxruntime raises a dozen unrelated types

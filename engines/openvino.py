@@ -191,7 +191,7 @@ class OpenVinoSession(HostSession):
                 tensor = openvino.Tensor(self.at(name, turn), shared_memory=True)
                 request.set_tensor(port, tensor)
 
-    def _run_impl(self, turn: int) -> None:
+    def _run_turn(self, turn: int) -> None:
         try:
             # `infer` would copy the outputs.
             self._requests[turn].start_async()

@@ -12,7 +12,7 @@ from typing import Any
 
 from unibrain_rt import __version__, platform_facts
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import ENGINES, EngineError, Probe, create_engine, probe
+from unibrain_rt.engines import ENGINES, Engine, EngineError, GraphSpec, Probe, create_engine, probe
 from unibrain_rt.engines.catalogue import ENGINE_VARIABLE
 from unibrain_rt.engines.cuda.driver import Gpus, cuda_driver, gpus
 from unibrain_rt.engines.onnxruntime_cuda.installation import onnxruntimes
@@ -81,13 +81,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``auto`` takes: an engine, or the ``problem`` why none, and what it passed over before."""
+    """What ``auto`` takes: an engine, or the ``problem`` why none, and what it passed over before.
+
+    ``slow`` has a line for every graph that the engine does not run as fast as it was made to.
+    """
 
     engine: str | None
     device: str | None = None
     problem: str | None = None
     passed_over: tuple[Probe, ...] = ()
     variable: str | None = None
+    slow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ def diagnose(bundle: Path | None = None, cache: Path | None = None) -> Diagnosis
         *(check_engine(found, machine) for found in engines),
         *check_onnxruntimes(machine.onnxruntimes),
         check_choice(choice, machine.gpus),
+        *check_speed(choice),
         bundle_check,
         *(check_memory(memory, machine) if memory is not None else ()),
         cache_check,
@@ -243,6 +248,13 @@ def check_choice(choice: Choice, gpus: Gpus) -> Check:
     return Check("auto", OK, text)
 
 
+def check_speed(choice: Choice) -> Iterator[Check]:
+    """Graphs that the engine of ``auto`` runs slower than it should, such as for want of a kernel."""
+    for line in choice.slow:
+        text, _, cure = line.rpartition("; ")
+        yield Check("speed", WARNING, text or cure, cure if text else None)
+
+
 def check_memory(needed: DecodeMemory, machine: Machine) -> Iterator[Check]:
     """Free memory against what a decode needs, on the host and on each device that has its own."""
     places: list[tuple[str, int, bool]] = []
@@ -336,9 +348,18 @@ def _choose(cache: Path | None, bundle: Bundle | None) -> Choice:
             heads = ridge_graphs(bundle, [bundle.subject(name) for name in bundle.subjects])
         engine = create_engine(cache=cache, graphs=graphs, device_graphs=heads)
         device = str(engine.describe().get("device", "")) or None
+        slow = tuple(_slow(engine, graphs))
     except (EngineError, BundleError) as error:
         return Choice(None, problem=str(error), variable=variable)
     except Exception as error:  # see _probe
         return Choice(None, problem=f"{type(error).__name__}: {error}", variable=variable)
     passed_over = tuple(found for found in engine.passed_over if isinstance(found, Probe))
-    return Choice(engine.name, device, passed_over=passed_over, variable=variable)
+    return Choice(engine.name, device, passed_over=passed_over, variable=variable, slow=slow)
+
+
+def _slow(engine: Engine, graphs: Sequence[tuple[GraphSpec, int]]) -> Iterator[str]:
+    for graph, free in graphs:
+        try:
+            engine.check(graph, free)
+        except EngineError as error:
+            yield str(error)

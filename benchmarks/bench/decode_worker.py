@@ -10,7 +10,7 @@ from typing import Any
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.bench.decodes import Setup, TimedDecodes
 from unibrain_rt.benchmarks.memory import Memory, memory_of
-from unibrain_rt.platform_facts import cuda_driver, gpus
+from unibrain_rt.engines.cuda.driver import cuda_driver, gpus
 
 _PATHS = ("bundle", "scan", "cache")
 _TIME_REPEATS = 5

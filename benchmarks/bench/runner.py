@@ -15,8 +15,9 @@ from unibrain_rt.benchmarks.bench.decodes import Setup
 from unibrain_rt.benchmarks.bench.statistics import summarise
 from unibrain_rt.benchmarks.processes import WorkerProcess
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.engines.cuda.driver import cuda_driver, gpus
 from unibrain_rt.engines.host import usable_cores
-from unibrain_rt.platform_facts import cuda_driver, gpus, nvidia_driver
+from unibrain_rt.platform_facts import nvidia_driver
 
 Say = Callable[[str], None]
 MOST_ROUNDS = 10

@@ -1,14 +1,14 @@
-"""What a decode asks of its engine, run by run, seen from outside."""
+"""What a decode asks of its engine, run by run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from unibrain_rt.benchmarks.bench.thread_clock import Moment, ThreadClock
-from unibrain_rt.engines import Engine, Session
+from unibrain_rt.engines import Engine
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Run:
 
 
 class Tap:
-    """Notes when the sessions of an engine run. A program that its device runs by itself is not seen.
+    """Notes when the sessions run that an engine opens from now on. What its device runs by itself is not seen.
 
     ``slowdown`` makes every run so much longer, as a share of it: to test what notices that.
     """
@@ -29,36 +29,26 @@ class Tap:
     def __init__(self, engine: Engine, clock: ThreadClock, slowdown: float = 0.0) -> None:
         self._clock, self._slowdown = clock, slowdown
         self.runs: list[Run] = []
-        opened = engine.open
-
-        def open_tapped(*arguments: Any, **options: Any) -> Session:
-            session = opened(*arguments, **options)
-            # On the objects themselves: programs of a device take no sessions but their own engine's.
-            setattr(session, "run", self._tapped(session.graph.name, session.run))  # noqa: B010
-            return session
-
-        setattr(engine, "open", open_tapped)  # noqa: B010
+        engine.observe(self._noted)
 
     def take(self) -> dict[str, list[Run]]:
         """The runs since the last time, by graph."""
-        found: dict[str, list[Run]] = {}
+        by_graph: dict[str, list[Run]] = {}
         for run in self.runs:
-            found.setdefault(run.graph, []).append(run)
+            by_graph.setdefault(run.graph, []).append(run)
         self.runs = []
-        return found
+        return by_graph
 
-    def _tapped(self, graph: str, run: Callable[[], None]) -> Callable[[], None]:
-        def tapped() -> None:
-            begun = self._clock.now()
-            run()
-            ended = self._clock.now()
-            if self._slowdown:
-                wanted = ended.undisturbed_since(begun) * (1 + self._slowdown)
-                while ended.undisturbed_since(begun) < wanted:
-                    ended = self._clock.now()
-            self.runs.append(Run(graph, begun, ended))
-
-        return tapped
+    @contextmanager
+    def _noted(self, graph: str) -> Iterator[None]:
+        begun = self._clock.now()
+        yield
+        ended = self._clock.now()
+        if self._slowdown:
+            wanted = ended.undisturbed_since(begun) * (1 + self._slowdown)
+            while ended.undisturbed_since(begun) < wanted:
+                ended = self._clock.now()
+        self.runs.append(Run(graph, begun, ended))
 
 
 def spans(runs: list[Run]) -> Iterator[float]:

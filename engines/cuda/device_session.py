@@ -16,7 +16,7 @@ from unibrain_rt.engines.engine_errors import EngineError
 class DeviceSession(BufferedSession[DeviceBuffer]):
     """Buffers are the device's.
 
-    ``run`` begins a run in the order of the memory's stream and does not wait; reads and ``rest`` do.
+    A run begins a run in the order of the memory's stream and does not wait; reads and ``rest`` do.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DeviceSession(BufferedSession[DeviceBuffer]):
     def rest(self) -> None:
         self.memory.stream.synchronize()
 
-    def run(self) -> None:
+    def _run_impl(self) -> None:
         turn, stream = self.turn, self.memory.stream
         self.memory.before(self.unwritten, self.written)
         work = Work(

@@ -8,7 +8,6 @@ at its own address under an id of its own: nothing is copied between steps.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,10 +46,7 @@ class Launch:
 
 
 class CudaSession(BufferedSession[Any]):
-    """Buffers are OrtValues on the device.
-
-    ``kernels`` counts what the provider ran as one kernel, by operator, as far as the operators are in `kernels.FUSED`.
-    """
+    """Buffers are OrtValues on the device."""
 
     def __init__(
         self,
@@ -63,12 +59,14 @@ class CudaSession(BufferedSession[Any]):
         *,
         graphs: bool,
         options: Mapping[str, str],
+        profiles: Path | None = None,
     ) -> None:
         """
         Args:
             settle: waits until nothing runs on the device, so that a capture can begin.
             graphs: capture what is run.
             options: of the provider, instead of ours.
+            profiles: a folder for the profile that `count_kernels` makes.
 
         Raises:
             EngineError: see `Engine.open`; or the device is out of memory.
@@ -86,16 +84,13 @@ class CudaSession(BufferedSession[Any]):
         self._ids = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
         self._own: dict[int, Launch] = {}
-        # Of loads that fail ONNX Runtime leaves the beginning of a profile, too.
-        with tempfile.TemporaryDirectory(prefix="unibrain-rt-") as profiles:
-            self._native = self._load(Path(profiles))
-            self.kernels = self.in_thread(self._count_kernels).result()
+        self._native = self._load(profiles)
 
     def in_thread(self, work: Callable[[], T]) -> Future[T]:
         """Have the session's own thread do it: what was captured can be replayed there alone."""
         return self._worker.submit(work)
 
-    def run(self) -> None:
+    def _run_impl(self) -> None:
         if self._graphs and self.turn not in self._own:
             self._settle()
         self.in_thread(self._run_once).result()
@@ -128,6 +123,16 @@ class CudaSession(BufferedSession[Any]):
             if progress is not None:
                 progress(1)
         self.advance(len(launches))
+
+    def count_kernels(self) -> Counter[str]:
+        """Run once, not captured, to count what the provider runs as one kernel, by operator.
+
+        Only of a session that was opened with ``profiles``, and only the operators in `fused_kernels.FUSED`.
+
+        Raises:
+            EngineError: it does not run, or its profile cannot be read.
+        """
+        return self.in_thread(self._profiled_run).result()
 
     @property
     def native(self) -> Any:
@@ -176,8 +181,7 @@ class CudaSession(BufferedSession[Any]):
             options.profile_file_prefix = str(profiles / "profile")
         return options
 
-    def _count_kernels(self) -> Counter[str]:
-        """Run once, profiled and not captured. Later runs are not profiled."""
+    def _profiled_run(self) -> Counter[str]:
         options = self._run_options(_NOT_CAPTURED, wait=True)
         try:
             with reported(f"graph {self.graph.name}"):

@@ -2,9 +2,9 @@
 
 Attention is exported as one node whose body is in the file, and layer normalisation as one standard node; ONNX Runtime
 has kernels of both for every type that we compute in. Without one the body is run instead: right, and slower, by how
-much depends on the sizes. So opening says it in a line and goes on, and it is an error where speed is what was asked
-for: in ``unibrain-rt build``, in the benchmark and in the tests. GELU and the rest that ONNX Runtime puts together by
-itself are counted and asked of nobody: which of them a version fuses is for that version to choose.
+much depends on the sizes. So a decode goes on without a word, and ``unibrain-rt doctor`` and ``build`` ask
+`CudaEngine.check`. GELU and the rest that ONNX Runtime puts together by itself are counted, and no graph has to have
+them: a version chooses which of them it fuses.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class PlanSession(Session):
         super().__init__(graph, free)
         self.plan = plan
 
-    def run(self) -> None: ...
+    def _run_impl(self) -> None: ...
 
     def buffer(self, name: str) -> object:
         return name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from unibrain_rt.engines import (
     GraphSpec,
     Probe,
     Session,
+    Settings,
     TensorSpec,
     catalogue,
     create_engine,
@@ -33,7 +35,7 @@ class RecordingSession(Session):
         super().__init__(graph, free)
         self.written: list[tuple[str, np.ndarray[Any, Any]]] = []
 
-    def run(self) -> None: ...
+    def _run_impl(self) -> None: ...
 
     def buffer(self, name: str) -> object:
         return name
@@ -232,7 +234,7 @@ class AddingSession(Session):
         self.values = {"total": np.zeros((1, 2), np.float32), "row": np.zeros((1, 2), np.float16)}
         self.events: list[str] = []
 
-    def run(self) -> None:
+    def _run_impl(self) -> None:
         self.events.append("run")
         self.values["total"] = self.values["total"] + self.values["row"].astype(np.float32)
 
@@ -299,6 +301,28 @@ def test_a_table_without_a_row_for_every_run_is_refused(tmp_path: Path, shape: t
         RecordingEngine().program([Call(session, 3, {"row": np.zeros(shape)})])
 
 
+def test_an_observer_is_around_every_run(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def observer(name: str) -> Iterator[None]:
+        seen.append(f"before {name}: {len(session.events)}")
+        yield
+        seen.append(f"after {name}: {len(session.events)}")
+
+    class AddingEngine(RecordingEngine):
+        def _open_impl(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> Session:
+            return AddingSession(graph, free)
+
+    engine = AddingEngine()
+    unseen = engine.open(adder(tmp_path, "earlier"))
+    engine.observe(observer)
+    session: Any = engine.open(adder(tmp_path, "a"))
+    engine.program([Call(session, 2)]).start()
+    unseen.run()
+    assert seen == ["before a: 0", "after a: 1", "before a: 1", "after a: 2"]
+
+
 # --- The catalogue ------------------------------------------------------------------------------------------
 
 
@@ -332,6 +356,35 @@ def test_auto_takes_the_first_that_works_and_says_why_not_the_others(three_back_
         "absent: is not installed; run: pip install it",
         "slow: no plans yet",
     ]
+
+
+def test_on_little_memory_the_engine_is_wrapped(
+    three_back_ends: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps what was passed over, captures nothing, and asks for no plans of graphs for a device."""
+    made: list[Settings] = []
+    asked: list[int] = []
+
+    class OnDevice(RecordingEngine):
+        on_device = True
+
+        def unready(self, graphs: Any) -> str | None:
+            asked.append(len(graphs))
+            return None
+
+    def create(settings: Settings) -> Engine:
+        made.append(settings)
+        return OnDevice()
+
+    monkeypatch.setattr(sys.modules["stand_in_works"], "create", create)
+    heads: Any = [(None, 1)]
+    plain = create_engine("auto", device_graphs=heads)
+    frugal = create_engine("auto", device_graphs=heads, low_memory=True)
+    assert (plain.on_device, frugal.on_device) == (True, False)
+    assert frugal.describe() == {"memory": "low"}
+    assert frugal.passed_over == plain.passed_over != ()
+    assert [settings.capture for settings in made] == [True, False]
+    assert asked == [1, 0]
 
 
 def test_a_last_resort_is_taken_where_nothing_else_works(

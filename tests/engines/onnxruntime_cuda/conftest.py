@@ -11,7 +11,7 @@ import pytest
 class Device:
     """An engine on the stand-in, and what it told."""
 
-    def __init__(self, refuses: str | None = None, graphs: bool = True, strict: bool = False) -> None:
+    def __init__(self, refuses: str | None = None, graphs: bool = True) -> None:
         pytest.importorskip("onnxruntime")
         from unibrain_rt.engines import Settings
         from unibrain_rt.engines.onnxruntime_cuda import CudaEngine
@@ -19,9 +19,7 @@ class Device:
         standin = importlib.import_module("cuda_as_cpu")
         self.library: Any = standin.Library(refuses)
         self.told: list[str] = []
-        self.engine = CudaEngine(
-            Settings(tell=self.told.append, capture=graphs), strict=strict, onnxruntime=self.library
-        )
+        self.engine = CudaEngine(Settings(tell=self.told.append, capture=graphs), onnxruntime=self.library)
 
     def kinds(self) -> list[tuple[str, str]]:
         """What was run since the last time one asked, and how."""

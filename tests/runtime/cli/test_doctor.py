@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from unibrain_rt.engines import catalogue
+from unibrain_rt.engines import Engine, EngineError, GraphSpec, catalogue
 
 Run = Callable[..., Any]
 
@@ -107,3 +107,22 @@ def test_no_such_bundle(cli: Run, tmp_path: Path) -> None:
     done = cli("doctor", tmp_path / "none")
     assert (done.code, done.out) == (2, "")
     assert "no such bundle" in done.complaints[0]
+
+
+def test_graphs_that_miss_kernels_are_told(
+    cli: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def check(engine: Engine, graph: GraphSpec, free: int = 1) -> None:
+        if graph.name == "unet_image_step":
+            raise EngineError(f"{graph.name}: only 0 of 4 attention nodes have a kernel; run: pip install it")
+
+    monkeypatch.setattr("unibrain_rt.engines.onnxruntime.OnnxRuntimeEngine.check", check)
+    done = cli("doctor", tiny_bundle)
+    assert done.code == 0
+    assert state_of(done.out, "speed") == "warning"
+    assert "unet_image_step: only 0 of 4 attention nodes have a kernel" in done.out
+    assert "→ run: pip install it" in done.out
+    record = json.loads(cli("doctor", tiny_bundle, "--json").out)
+    assert len(record["auto"]["slow"]) == 1
