@@ -59,11 +59,11 @@ class AheadEngine(Engine):
         if self.quick:
             return self.build(graph, free).path
         key = self.key(graph, free)
-        found = self.cache.find(key)
-        if found is None:
+        plan = self.cache.find(key)
+        if plan is None:
             why = self.cache.why_missing(key)
             raise EngineError(f"{graph.name}: no plan for {self.name} ({why}); {self._advice([graph])}")
-        return found
+        return plan
 
     def build(
         self, graph: GraphSpec, free: int = 1, target: str | None = None, *, anew: bool = False
@@ -79,20 +79,20 @@ class AheadEngine(Engine):
         """
         begun = time.perf_counter()
         key = self.key(graph, free, target)
-        found, hit, reason = self.cache.find(key), True, None
-        if found is None or anew:
-            reason = self.cache.why_missing(key) if found is None else "asked for"
+        plan, hit, reason = self.cache.find(key), True, None
+        if plan is None or anew:
+            reason = self.cache.why_missing(key) if plan is None else "asked for"
 
             def make(path: Path) -> None:
                 where = f" for {target}" if target else ""
                 self._tell(f"{graph.name}: {self.name} compiles it{where} ({reason})")
                 self._compile(graph, free, target, path, self._tell)
 
-            found, built = self.cache.build(key, make, self._tell, anew=anew)
+            plan, built = self.cache.build(key, make, self._tell, anew=anew)
             hit = not built
         seconds = time.perf_counter() - begun
-        size_bytes = found.stat().st_size
-        return BuildResult(graph.name, target, hit, None if hit else reason, seconds, size_bytes, found)
+        size_bytes = plan.stat().st_size
+        return BuildResult(graph.name, target, hit, None if hit else reason, seconds, size_bytes, plan)
 
     def unready(self, graphs: Sequence[tuple[GraphSpec, int]]) -> str | None:
         if self.quick:

@@ -84,14 +84,14 @@ def _port(name: str, kind: int) -> bytes:
 
 def _message(*fields: tuple[int, int | str | bytes]) -> bytes:
     """Fields by number, as protocol buffers are encoded."""
-    found = b""
+    encoded = b""
     for number, value in fields:
         if isinstance(value, int):
-            found += _varint(number << 3) + _varint(value)
+            encoded += _varint(number << 3) + _varint(value)
         else:
             content = value.encode() if isinstance(value, str) else value
-            found += _varint(number << 3 | 2) + _varint(len(content)) + content
-    return found
+            encoded += _varint(number << 3 | 2) + _varint(len(content)) + content
+    return encoded
 
 
 def _varint(value: int) -> bytes:

@@ -94,11 +94,11 @@ class Cuda:
 
     def device(self) -> Device:
         """The device in use. Raises EngineError where there is none."""
-        found = self.call("cudaGetDeviceProperties", 0)
+        properties = self.call("cudaGetDeviceProperties", 0)
         free, total = self.call("cudaMemGetInfo")
-        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+        name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         return Device(
-            name.rstrip("\0"), found.major, found.minor, int(total), int(free), bool(found.integrated)
+            name.rstrip("\0"), properties.major, properties.minor, int(total), int(free), bool(properties.integrated)
         )
 
     # --- Memory ---------------------------------------------------------------------------------------------

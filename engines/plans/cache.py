@@ -1,4 +1,4 @@
-"""The cache of plans: what is found, built, counted as used and removed."""
+"""The cache of plans: it looks them up, has them built, notes when they were used, and removes the oldest."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class PlanCache:
         """Every plan that can be used, the last used first. Raises EngineError if the folder cannot be read."""
         with self._writing("read"):
             digests = {digest for digest, kind in self._files.files() if kind == "json"}
-        found = [record for digest in digests if (record := self._files.record(digest)) is not None]
-        return sorted(found, key=lambda record: -record.used)
+        records = [record for digest in digests if (record := self._files.record(digest)) is not None]
+        return sorted(records, key=lambda record: -record.used)
 
     def prune(
         self,

@@ -50,20 +50,20 @@ def same_graph(one: PlanKey, other: PlanKey) -> bool:
 
 def differences(old: PlanKey, new: PlanKey) -> list[str]:
     """What changed from one key to another, a clause each."""
-    found = []
+    clauses = []
     for name in sorted({*old.settings, *new.settings}):
         was, now = old.settings.get(name, "none"), new.settings.get(name, "none")
         if was == now:
             continue
         if name == "version":
-            found.append(f"built with {TITLES.get(new.engine, new.engine)} {was}, this is {now}")
+            clauses.append(f"built with {TITLES.get(new.engine, new.engine)} {was}, this is {now}")
         elif name == "target":
-            found.append(f"built for {was}, not {now}")
+            clauses.append(f"built for {was}, not {now}")
         else:
-            found.append(f"built with {name} {was}, not {now}")
+            clauses.append(f"built with {name} {was}, not {now}")
     changed = [
         name for name in sorted({*old.files, *new.files}) if old.files.get(name) != new.files.get(name)
     ]
     if changed:
-        found.append(f"{' and '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed")
-    return found
+        clauses.append(f"{' and '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed")
+    return clauses

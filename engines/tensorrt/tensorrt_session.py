@@ -134,7 +134,7 @@ def _check_tensors(library: Library, engine: Any, graph: GraphSpec, free: int) -
         dtype = engine.get_tensor_dtype(name)
         shape = tuple(engine.get_tensor_shape(name))
         alike = len(shape) == len(spec.shape) and all(
-            found in (-1, size) for found, size in zip(shape, spec.sized(free), strict=True)
+            own in (-1, size) for own, size in zip(shape, spec.sized(free), strict=True)
         )
         on_device = engine.get_tensor_location(name) == trt.TensorLocation.DEVICE
         if not alike or engine.get_tensor_mode(name) != mode or not on_device:
