@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Generic, TypeVar, cast
 
 from unibrain_rt.engines.base import GraphSpec, Session, TensorSpec
@@ -14,25 +15,14 @@ Buffer = TypeVar("Buffer")
 class BufferedSession(Session, Generic[Buffer]):
     """Buffers are made once. What is fed back swaps buffers at every run, as `BufferRoles` tells.
 
-    ``turn`` is that of the next run.
+    ``turn`` is that of the next run. A back end that needs anything for ``_make`` has it before it calls ``__init__``.
     """
 
-    def __init__(
-        self,
-        graph: GraphSpec,
-        free: int,
-        shared: Mapping[str, object],
-        make: Callable[[TensorSpec], Buffer],
-        shape_and_type: Callable[[object], tuple[tuple[int, ...], object] | None],
-    ) -> None:
-        """
-        Args:
-            shared: buffers of other sessions to use instead of own ones, by tensor name.
-            make: gives a buffer of zeros for a tensor.
-            shape_and_type: gives those of a buffer, None of what is no buffer of this engine.
+    def __init__(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> None:
+        """``shared``: buffers of other sessions to use instead of own ones, by tensor name.
 
         Raises:
-            EngineError: a shared buffer does not fit its tensor, or ``make`` raised it.
+            EngineError: a shared buffer does not fit its tensor, or there is no memory for another one.
         """
         super().__init__(graph, free)
         self.roles = graph.roles
@@ -41,12 +31,20 @@ class BufferedSession(Session, Generic[Buffer]):
         self._buffers: dict[str, Buffer] = {}
         for spec in (*graph.inputs, *graph.outputs):
             if spec.name not in shared:
-                self._buffers[spec.name] = make(spec)
+                self._buffers[spec.name] = self._make(spec)
                 continue
-            if shape_and_type(shared[spec.name]) != (spec.sized(free), spec.dtype):
+            if self._shape_and_type(shared[spec.name]) != (spec.sized(free), spec.dtype):
                 problem = f"the shared buffer of {spec.name} has another shape or type"
                 raise EngineError(f"graph {graph.name}: {problem}, or is another engine's")
             self._buffers[spec.name] = cast(Buffer, shared[spec.name])
+
+    @abstractmethod
+    def _make(self, spec: TensorSpec) -> Buffer:
+        """A buffer of zeros."""
+
+    @abstractmethod
+    def _shape_and_type(self, buffer: object) -> tuple[tuple[int, ...], object] | None:
+        """Of a buffer; None of what is no buffer of this engine."""
 
     def rewind(self) -> None:
         self.turn = 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, GraphSpec
+from unibrain_rt.engines.base import Array, GraphSpec, TensorSpec
 from unibrain_rt.engines.buffered_session import BufferedSession
 from unibrain_rt.engines.engine_errors import EngineError
 
@@ -19,19 +18,11 @@ Ports = Mapping[str, tuple[str, Sequence[object]]]
 class HostSession(BufferedSession[Array]):
     """Buffers are numpy arrays."""
 
-    def __init__(self, graph: GraphSpec, free: int, shared: Mapping[str, object]) -> None:
-        """Raises EngineError: a shared buffer does not fit its tensor."""
-        super().__init__(
-            graph, free, shared, lambda spec: np.zeros(spec.sized(free), spec.dtype), _shape_and_type
-        )
+    def _make(self, spec: TensorSpec) -> Array:
+        return np.zeros(spec.sized(self.free), spec.dtype)
 
-    def _run_impl(self) -> None:
-        self._run_turn(self.turn)
-        self.advance(1)
-
-    @abstractmethod
-    def _run_turn(self, turn: int) -> None:
-        """Run once on the buffers of ``turn``. Raises EngineError."""
+    def _shape_and_type(self, buffer: object) -> tuple[tuple[int, ...], object] | None:
+        return (buffer.shape, buffer.dtype) if isinstance(buffer, np.ndarray) else None
 
     def _write_impl(self, name: str, value: Array) -> None:
         np.copyto(self.at(name, self.turn), value, casting="same_kind")
@@ -59,10 +50,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _shape_and_type(buffer: object) -> tuple[tuple[int, ...], object] | None:
-    return (buffer.shape, buffer.dtype) if isinstance(buffer, np.ndarray) else None
 
 
 def _alike(have: tuple[str, Sequence[object]] | None, want: tuple[str, Sequence[object]] | None) -> bool:

@@ -87,11 +87,12 @@ class OnnxRuntimeSession(HostSession):
             binding.bind_ortvalue_output(spec.name, value)
         return binding
 
-    def _run_turn(self, turn: int) -> None:
+    def _run_impl(self) -> None:
         try:
-            self._session.run_with_iobinding(self._bindings[turn], self._run_options)
+            self._session.run_with_iobinding(self._bindings[self.turn], self._run_options)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise EngineError(f"graph {self.graph.name}: onnxruntime failed ({first_line(error)})") from error
+        self.advance(1)
 
 
 def load(

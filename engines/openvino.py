@@ -191,13 +191,15 @@ class OpenVinoSession(HostSession):
                 tensor = openvino.Tensor(self.at(name, turn), shared_memory=True)
                 request.set_tensor(port, tensor)
 
-    def _run_turn(self, turn: int) -> None:
+    def _run_impl(self) -> None:
+        request = self._requests[self.turn]
         try:
             # `infer` would copy the outputs.
-            self._requests[turn].start_async()
-            self._requests[turn].wait()
+            request.start_async()
+            request.wait()
         except RuntimeError as error:
             raise EngineError(f"graph {self.graph.name}: openvino failed ({_message(error)})") from error
+        self.advance(1)
 
 
 def _import() -> Any:

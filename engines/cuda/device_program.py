@@ -67,11 +67,6 @@ class DeviceProgram(Program):
             with suppress(EngineError):
                 self.finish()
 
-    @property
-    def captured(self) -> bool:
-        """Whether the next start, if it is like an earlier one, is a single launch."""
-        return any(replay.captured for replay in self._replays.values())
-
     def start(self, progress: Progress | None = None) -> None:
         if self._running:
             self.finish()

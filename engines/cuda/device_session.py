@@ -16,7 +16,7 @@ from unibrain_rt.engines.engine_errors import EngineError
 class DeviceSession(BufferedSession[DeviceBuffer]):
     """Buffers are the device's.
 
-    A run begins a run in the order of the memory's stream and does not wait; reads and ``rest`` do.
+    ``run`` gives the memory's stream one run to do and does not wait for it; reads and ``rest`` wait.
     """
 
     def __init__(
@@ -30,15 +30,8 @@ class DeviceSession(BufferedSession[DeviceBuffer]):
         capture: bool = True,
     ) -> None:
         """Raises EngineError: a shared buffer does not fit, or the device is out of memory."""
-
-        def make(spec: TensorSpec) -> DeviceBuffer:
-            try:
-                return memory.allocate(spec, free)
-            except EngineError as error:
-                raise EngineError(f"graph {graph.name}: {error}") from error
-
-        super().__init__(graph, free, shared, make, _shape_and_type)
         self.memory = memory
+        super().__init__(graph, free, shared)
         self._replays = [
             Replay(memory, memory.stream, tell, capture=capture) for _ in range(self.roles.turns)
         ]
@@ -78,12 +71,17 @@ class DeviceSession(BufferedSession[DeviceBuffer]):
     def resources(self) -> object:
         """What a captured run uses beside the buffers. It must not refer to this session."""
 
+    def _make(self, spec: TensorSpec) -> DeviceBuffer:
+        try:
+            return self.memory.allocate(spec, self.free)
+        except EngineError as error:
+            raise EngineError(f"graph {self.graph.name}: {error}") from error
+
+    def _shape_and_type(self, buffer: object) -> tuple[tuple[int, ...], object] | None:
+        return (buffer.shape, buffer.dtype) if isinstance(buffer, DeviceBuffer) else None
+
     def _write_impl(self, name: str, value: Array) -> None:
         self.memory.write(self.at(name, self.turn), value)
 
     def _read_impl(self, name: str) -> Array:
         return self.memory.read(self.result(name, self.turn))
-
-
-def _shape_and_type(buffer: object) -> tuple[tuple[int, ...], object] | None:
-    return (buffer.shape, buffer.dtype) if isinstance(buffer, DeviceBuffer) else None

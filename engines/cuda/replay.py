@@ -50,11 +50,6 @@ class Replay:
         self._launches = 0
         self._graph: CapturedGraph | None = None
 
-    @property
-    def captured(self) -> bool:
-        """Whether a launch replays a graph."""
-        return self._graph is not None
-
     def launch(self, work: Work) -> None:
         """Begin the work. Only the second launch waits for its end.
 

@@ -98,7 +98,12 @@ class Cuda:
         free, total = self.call("cudaMemGetInfo")
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         return Device(
-            name.rstrip("\0"), properties.major, properties.minor, int(total), int(free), bool(properties.integrated)
+            name.rstrip("\0"),
+            properties.major,
+            properties.minor,
+            int(total),
+            int(free),
+            bool(properties.integrated),
         )
 
     # --- Memory ---------------------------------------------------------------------------------------------

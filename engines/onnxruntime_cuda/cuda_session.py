@@ -71,20 +71,14 @@ class CudaSession(BufferedSession[Any]):
         Raises:
             EngineError: see `Engine.open`; or the device is out of memory.
         """
-
-        def make(spec: TensorSpec) -> Any:
-            return on_device(
-                onnxruntime, np.zeros(spec.sized(free), spec.dtype), f"graph {graph.name}, {spec.name}"
-            )
-
-        super().__init__(graph, free, shared, make, _shape_and_type)
         self._onnxruntime, self._tell, self._settle = onnxruntime, tell, settle
-        self._graphs = graphs
+        super().__init__(graph, free, shared)
+        self._graphs, self._profiles = graphs, profiles
         self._half, self._instead = convolves_in_half(graph.path), options
         self._ids = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
         self._own: dict[int, Launch] = {}
-        self._native = self._load(profiles)
+        self._native = self._load()
 
     def in_thread(self, work: Callable[[], T]) -> Future[T]:
         """Have the session's own thread do it: what was captured can be replayed there alone."""
@@ -132,56 +126,6 @@ class CudaSession(BufferedSession[Any]):
         Raises:
             EngineError: it does not run, or its profile cannot be read.
         """
-        return self.in_thread(self._profiled_run).result()
-
-    @property
-    def native(self) -> Any:
-        """ONNX Runtime's session; another one after a capture was refused."""
-        return self._native
-
-    def _run_once(self) -> None:
-        if self.turn not in self._own:
-            self._own[self.turn] = self.prepare(self.turn, {})
-        self.launch([self._own[self.turn]])
-
-    def _load(self, profiles: Path | None = None) -> Any:
-        """ONNX Runtime's session; ``profiles``: a folder for the profile of its runs until that is ended."""
-        if self._graphs:
-            try:
-                return self._load_with(profiles, graphs=True)
-            except EngineError as error:
-                why = str(error)
-            native = self._load_with(profiles, graphs=False)
-            # The file is sound, so it was the capture that was refused.
-            self._graphs = False
-            self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
-            return native
-        return self._load_with(profiles, graphs=False)
-
-    def _load_with(self, profiles: Path | None, *, graphs: bool) -> Any:
-        name, options = provider(graphs=graphs, half=self._half)
-        providers = [(name, {**options, **self._instead})]
-        return load(self._onnxruntime, self.graph, self._options(profiles), providers, reason)
-
-    def _without_graphs(self, why: str) -> None:
-        """Begin again: a stream in which a capture broke is of no more use."""
-        self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
-        self._graphs = False
-        # The old one first: both may not fit, and nobody can allocate while its stream believes that it captures.
-        self._own, self._native = {}, None
-        self._native = self._load()
-
-    def _options(self, profiles: Path | None) -> Any:
-        options = self._onnxruntime.SessionOptions()
-        options.log_severity_level = LOG_NOTHING
-        # The host has little to do, and other sessions' threads need the cores to launch.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        if profiles is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profiles / "profile")
-        return options
-
-    def _profiled_run(self) -> Counter[str]:
         options = self._run_options(_NOT_CAPTURED, wait=True)
         try:
             with reported(f"graph {self.graph.name}"):
@@ -193,6 +137,53 @@ class CudaSession(BufferedSession[Any]):
         except (OSError, ValueError) as error:
             problem = f"onnxruntime's profile of it cannot be read ({error})"
             raise EngineError(f"graph {self.graph.name}: {problem}") from error
+
+    @property
+    def native(self) -> Any:
+        """ONNX Runtime's session; another one after a capture was refused."""
+        return self._native
+
+    def _run_once(self) -> None:
+        if self.turn not in self._own:
+            self._own[self.turn] = self.prepare(self.turn, {})
+        self.launch([self._own[self.turn]])
+
+    def _load(self) -> Any:
+        """ONNX Runtime's session."""
+        if self._graphs:
+            try:
+                return self._load_with(graphs=True)
+            except EngineError as error:
+                why = str(error)
+            native = self._load_with(graphs=False)
+            # The file is sound, so it was the capture that was refused.
+            self._graphs = False
+            self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
+            return native
+        return self._load_with(graphs=False)
+
+    def _load_with(self, *, graphs: bool) -> Any:
+        name, options = provider(graphs=graphs, half=self._half)
+        providers = [(name, {**options, **self._instead})]
+        return load(self._onnxruntime, self.graph, self._options(), providers, reason)
+
+    def _without_graphs(self, why: str) -> None:
+        """Begin again: a stream in which a capture broke is of no more use."""
+        self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
+        self._graphs = False
+        # The old one first: both may not fit, and nobody can allocate while its stream believes that it captures.
+        self._own, self._native = {}, None
+        self._native = self._load()
+
+    def _options(self) -> Any:
+        options = self._onnxruntime.SessionOptions()
+        options.log_severity_level = LOG_NOTHING
+        # The host has little to do, and other sessions' threads need the cores to launch.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        if self._profiles is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profiles / "profile")
+        return options
 
     def _bind(self, turn: int, instead: Mapping[str, Any]) -> Launch:
         number = str(next(self._ids)) if self._graphs else _NOT_CAPTURED
@@ -220,16 +211,19 @@ class CudaSession(BufferedSession[Any]):
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
+    def _make(self, spec: TensorSpec) -> Any:
+        zeros = np.zeros(spec.sized(self.free), spec.dtype)
+        return on_device(self._onnxruntime, zeros, f"graph {self.graph.name}, {spec.name}")
+
+    def _shape_and_type(self, buffer: Any) -> tuple[tuple[int, ...], object] | None:
+        try:
+            return tuple(buffer.shape()), ONNX_TYPES.get(buffer.data_type())
+        except (AttributeError, TypeError):
+            return None
+
     def _write_impl(self, name: str, value: Array) -> None:
         array = np.ascontiguousarray(value, dtype=self.graph.tensor(name).dtype)
         to_device(self.at(name, self.turn), array, f"graph {self.graph.name}, {name}")
 
     def _read_impl(self, name: str) -> Array:
         return to_host(self.result(name, self.turn), f"graph {self.graph.name}, {name}")
-
-
-def _shape_and_type(value: Any) -> tuple[tuple[int, ...], object] | None:
-    try:
-        return tuple(value.shape()), ONNX_TYPES.get(value.data_type())
-    except (AttributeError, TypeError):
-        return None

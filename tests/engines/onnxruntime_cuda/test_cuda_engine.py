@@ -284,7 +284,7 @@ def test_no_run_is_profiled(
     for _ in range(3):
         load(session)
         session.run()
-    assert session._options(None).enable_profiling is False
+    assert session._options().enable_profiling is False
     del session
     assert not list((tmp_path / "temporary").iterdir())
 

@@ -91,7 +91,7 @@ def test_a_program_keeps_them_too(process: Process, tmp_path: Path) -> None:
             session.rewind()
             program.start()
             program.finish()
-        assert program.captured
+        assert any(replay._graph is not None for replay in program._replays.values())
         assert stand.library.jitted == jitted
 
 
