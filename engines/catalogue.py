@@ -118,7 +118,7 @@ def create_engine(
         state = probe(name)
         if not state.usable and not (targets and state.version is not None):
             raise EngineError(f"engine {state}")
-        engine = _create(name, settings)
+        engine = _module(name).create(settings)
     return OnDemandEngine(engine) if low_memory else engine
 
 
@@ -133,7 +133,7 @@ def _fastest(
         reason: str | None = None
         if state.usable:
             try:
-                engine = _create(state.engine, settings)
+                engine: Engine = _module(state.engine).create(settings)
                 reason = engine.unready([*graphs, *(device_graphs if engine.on_device else ())])
             except EngineError as error:  # what a probe does not see is no reason to stop, either
                 reason = str(error)
@@ -142,11 +142,6 @@ def _fastest(
                 return engine
         passed_over.append(state if reason is None else replace(state, problem=reason))
     raise EngineError(f"no engine works here: {passed_over[-1]} (unibrain-rt doctor tells of the others)")
-
-
-def _create(name: str, settings: Settings) -> Engine:
-    engine: Engine = _module(name).create(settings)
-    return engine
 
 
 def _in_turn() -> Iterator[Probe]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,15 @@ def check_speed(choice: Choice) -> Iterator[Check]:
         yield Check("speed", WARNING, text or cure, cure if text else None)
 
 
+def slow_graphs(engine: Engine, graphs: Iterable[tuple[GraphSpec, int]]) -> Iterator[str]:
+    """A line for each graph that the engine does not run as fast as it was made to, or cannot open."""
+    for graph, free in graphs:
+        try:
+            engine.check(graph, free)
+        except EngineError as error:
+            yield str(error)
+
+
 def check_memory(needed: DecodeMemory, machine: Machine) -> Iterator[Check]:
     """Free memory against what a decode needs, on the host and on each device that has its own."""
     places: list[tuple[str, int, bool]] = []
@@ -348,18 +357,10 @@ def _choose(cache: Path | None, bundle: Bundle | None) -> Choice:
             heads = ridge_graphs(bundle, [bundle.subject(name) for name in bundle.subjects])
         engine = create_engine(cache=cache, graphs=graphs, device_graphs=heads)
         device = str(engine.describe().get("device", "")) or None
-        slow = tuple(_slow(engine, graphs))
+        slow = tuple(slow_graphs(engine, graphs))
     except (EngineError, BundleError) as error:
         return Choice(None, problem=str(error), variable=variable)
     except Exception as error:  # see _probe
         return Choice(None, problem=f"{type(error).__name__}: {error}", variable=variable)
     passed_over = tuple(found for found in engine.passed_over if isinstance(found, Probe))
     return Choice(engine.name, device, passed_over=passed_over, variable=variable, slow=slow)
-
-
-def _slow(engine: Engine, graphs: Sequence[tuple[GraphSpec, int]]) -> Iterator[str]:
-    for graph, free in graphs:
-        try:
-            engine.check(graph, free)
-        except EngineError as error:
-            yield str(error)

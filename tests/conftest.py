@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import importlib.util
@@ -25,20 +24,15 @@ _measurements = pytest.StashKey[list[str]]()
 
 
 @functools.cache
-def cuda_device_count() -> int:
-    """Number of CUDA devices, asked of the driver itself: no library is imported. 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+def has_cuda_device() -> bool:
+    """Asked of the driver itself: no back end is imported."""
+    from unibrain_rt.engines.cuda.driver import cuda_driver, device_name
+
+    return device_name(cuda_driver()) is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and cuda_device_count() == 0:
+    if item.get_closest_marker("gpu") and not has_cuda_device():
         pytest.skip("needs a CUDA device, and the driver offers none")
 
 

@@ -56,7 +56,7 @@ class PlanCache:
     def build(
         self,
         key: PlanKey,
-        make: Callable[[Path], None],
+        make: Callable[[Path], object],
         waiting: Callable[[str], None] | None = None,
         *,
         anew: bool = False,
@@ -74,9 +74,8 @@ class PlanCache:
         begun = time.time()
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._files.lock(
-                key.digest, lambda: _say(waiting, f"{key.graph}: another process builds it; waiting")
-            ):
+            line = f"{key.graph}: another process builds it; waiting"
+            with self._files.lock(key.digest, lambda: waiting(line) if waiting is not None else None):
                 record = self._files.record(key.digest)
                 # One that was finished while this process waited is as new as can be.
                 if record is not None and (not anew or record.built > begun):
@@ -147,8 +146,3 @@ class PlanCache:
                 f"plan cache {self.folder}: cannot be {verb} ({error.strerror or error}); "
                 f"{advice}name another folder with --cache"
             ) from error
-
-
-def _say(waiting: Callable[[str], None] | None, line: str) -> None:
-    if waiting is not None:
-        waiting(line)

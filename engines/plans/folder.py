@@ -76,7 +76,7 @@ class PlanFolder:
         whole = record.size_bytes == facts.get("size_bytes") and record.key.digest == digest
         return record if whole else None
 
-    def write(self, key: PlanKey, make: Callable[[Path], None]) -> Path:
+    def write(self, key: PlanKey, make: Callable[[Path], object]) -> Path:
         """Write plan and description, each whole or not at all. The lock is held.
 
         Raises:

@@ -63,7 +63,7 @@ class KernelFile:
     def write(self, kernels: bytes) -> None:
         """Replace what is there. Raises EngineError where the folder cannot be written."""
         content = hashlib.sha256(kernels).digest() + kernels
-        self.cache.build(self.key, lambda path: _write(path, content), anew=True)
+        self.cache.build(self.key, lambda path: path.write_bytes(content), anew=True)
 
 
 class Kernels:
@@ -127,7 +127,3 @@ class Kernels:
 def not_kept(title: str, error: EngineError) -> str:
     """What to tell where kernels cannot be kept."""
     return f"{title} compiles kernels again in every process, for they cannot be kept ({error})"
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

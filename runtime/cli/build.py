@@ -17,6 +17,7 @@ from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import cache_option
 from unibrain_rt.cli.tables import size_text, table
+from unibrain_rt.diagnosis import slow_graphs
 from unibrain_rt.engines import ENGINES, Engine, EngineError, GraphSpec, create_engine
 from unibrain_rt.engines.ahead import AheadEngine, BuildResult
 from unibrain_rt.engines.catalogue import ENGINE_VARIABLE
@@ -178,25 +179,16 @@ def _build(
         _print(report, f"{total} in {engine.cache.folder}")
         failed = any(row["error"] is not None for row in rows)
     # What another GPU runs, nobody can see here.
-    elif failed := None in targets and not _check(engine, graphs):
+    elif slow := list(slow_graphs(engine, graphs if None in targets else ())):
+        failed = True
+        for line in slow:
+            complain(line)
         _print(report, f"{name} compiles nothing ahead of time, and does not run every graph as it should")
     else:
         _print(report, f"{name} compiles nothing ahead of time: decode at once")
     folder = str(engine.cache.folder) if isinstance(engine, AheadEngine) else None
     report.add({"bundle": bundle, "engine": name, "cache": folder, "ok": not failed, "plans": rows})
     return failed
-
-
-def _check(engine: Engine, graphs: Sequence[tuple[GraphSpec, int]]) -> bool:
-    """Whether every graph runs as fast as it was made to; a complaint for each that does not."""
-    fine = True
-    for graph, free in graphs:
-        try:
-            engine.check(graph, free)
-        except EngineError as error:
-            complain(str(error))
-            fine = False
-    return fine
 
 
 def _row(engine: AheadEngine, graph: GraphSpec, free: int, target: str | None, force: bool) -> dict[str, Any]:

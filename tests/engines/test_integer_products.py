@@ -34,8 +34,10 @@ def test_the_largest_sums_do_not_overflow(left: int, right: int) -> None:
 
 def test_the_graph_is_valid_onnx() -> None:
     onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(integer_products._model())
+    model = onnx.load(integer_products.MODEL)
     onnx.checker.check_model(model, full_check=True)
+    (zero,) = model.graph.initializer
+    assert onnx.numpy_helper.to_array(zero) == integer_products.ZERO
     assert [node.op_type for node in model.graph.node] == ["MatMulInteger"]
 
 
