@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.subjects.ridge.basis import Basis, Floats, blocks
+from unibrain_rt.export.subjects.ridge.basis import Basis, Floats
 from unibrain_rt.export.subjects.ridge.held_out import Folds, HeldOut
 from unibrain_rt.export.subjects.ridge.journal import Journal, Report
-from unibrain_rt.export.subjects.ridge.reduced import Reduced, reduce_fit
+from unibrain_rt.export.subjects.ridge.reduced import Reduced, reduce_solution
+from unibrain_rt.export.subjects.ridge.solution import Solution, target_blocks
 from unibrain_rt.export.subjects.ridge.targets import Targets
 
 Calibration = Literal["variance", "none"]
@@ -24,28 +25,22 @@ ALPHAS = tuple(float(f"{10**exponent:.3g}") for exponent in np.arange(1.0, 6.01,
 #: the voxels say next to nothing: it stays nearer to its mean instead of being noise at full volume.
 CALIBRATION_RANGE = (0.1, 20.0)
 
-_BLOCK_BYTES = 128 << 20  # of targets at a time
 _SAMPLE = 2048  # targets of a head by which its alpha is chosen
 
 
 @dataclass(frozen=True, eq=False)
-class RidgeFit:
-    """One head, fitted on all scans: ``z @ weight + bias``; T targets of the given shape."""
+class RidgeFit(Solution):
+    """One head, fitted on all scans: its solution at the alpha that was chosen, and what calibrates it."""
 
-    basis: Basis
-    held_out: HeldOut
-    targets: Targets
-    alpha: float
     alphas: tuple[float, ...]
-    alpha_scores: tuple[float, ...]  # mean held-out correlation at each of alphas, over the sample
-    target_mean: NDArray[np.float32]  # (T,); also the bias, since z has mean 0
-    calibration: NDArray[np.float32]  # (T,)
-    held_out_correlation: NDArray[np.float32]  # (T,); NaN for constant targets
-    units: NDArray[np.float32]  # (T,): calibration over the target's deviation; what an error counts by
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.targets.shape
+    alpha_scores: tuple[float, ...]
+    """Mean held-out correlation at each of ``alphas``, over the sample of targets by which alpha is chosen."""
+    target_mean: NDArray[np.float32]
+    """(T,); also the bias, since z has mean 0."""
+    calibration: NDArray[np.float32]
+    """(T,)"""
+    held_out_correlation: NDArray[np.float32]
+    """(T,); NaN for constant targets."""
 
     @property
     def bias(self) -> NDArray[np.float32]:
@@ -53,7 +48,7 @@ class RidgeFit:
 
     @property
     def mean_correlation(self) -> float:
-        """Held-out correlation, mean over the targets that vary; 0 where none does."""
+        """Held-out correlation, the mean over targets that vary; 0 where none does."""
         known = self.held_out_correlation[np.isfinite(self.held_out_correlation)]
         return float(known.mean(dtype=np.float64)) if known.size else 0.0
 
@@ -65,36 +60,11 @@ class RidgeFit:
             weight[:, part] = block
         return weight
 
-    def blocks(self, begin: int = 0) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Targets (N, B) as they were fitted, in fold order, with their places; from the block at ``begin``."""
-        for part in target_blocks(self.targets):
-            if part.start >= begin:
-                yield part, self.targets.block(part, self.basis, self.held_out.folds.order).y
-
-    def weights(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Weights (V, B), with their targets' places."""
-        of_targets = self.coefficients(self.basis.axes)
-        for part, y in self.blocks():
-            yield part, of_targets @ y
-
-    def coefficients(self, rows: Floats) -> NDArray[Any]:
-        """(M, N): what ``rows @ axes.T @ weight`` is of the targets, for rows (M, R) in the basis' components."""
-        shrunken = rows / (self.basis.squares + self.alpha)
-        return np.asarray(shrunken @ self.basis.scores[self.held_out.folds.order].T, self.targets.dtype)
-
     def reduced(
-        self,
-        fidelity: float,
-        journal: Journal | None = None,
-        report: Report | None = None,
+        self, fidelity: float, journal: Journal | None = None, report: Report | None = None
     ) -> Reduced:
-        """Factors for the weights; see `reduce_fit`."""
-        return reduce_fit(self, fidelity, journal, report)
-
-    def some_z(self, most: int) -> NDArray[Any]:
-        """z-scored voxels (M, V) of at most ``most`` training scans, spread evenly."""
-        rows = np.unique(np.linspace(0, self.basis.scans - 1, most).astype(int))
-        return (self.basis.scores[rows] / self.basis.root_weights[rows, None]) @ self.basis.axes.T
+        """Factors for the weights; see `reduce_solution`."""
+        return reduce_solution(self, fidelity, journal, report)
 
     def predict(self, voxels: ArrayLike) -> NDArray[Any]:
         """Calibrated predictions (M, *shape) of betas (M, V), without making weights."""
@@ -173,11 +143,6 @@ def fit_heads(
     }
 
 
-def target_blocks(targets: Targets) -> Iterator[slice]:
-    """All of a head's targets, in blocks of one size in memory."""
-    return blocks(targets.count, targets.dtype.itemsize * targets.scans, _BLOCK_BYTES)
-
-
 def _alpha_scores(
     held_out: HeldOut, targets: Targets, alphas: tuple[float, ...], journal: Journal, say: Report
 ) -> tuple[float, ...]:
@@ -235,7 +200,7 @@ def _fit_head(
         )
         say(f"{targets.name}: {part.stop:,} of {targets.count:,} targets")
     return RidgeFit(
-        held_out.basis, held_out, targets, alpha, alphas, scores, mean, factor, correlation, units
+        held_out.basis, held_out, targets, alpha, units, alphas, scores, mean, factor, correlation
     )
 
 

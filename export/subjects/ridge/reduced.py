@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,7 @@ from scipy.linalg.lapack import dpstrf, spstrf
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects.ridge.basis import eigen
 from unibrain_rt.export.subjects.ridge.journal import Journal, Report
-
-if TYPE_CHECKING:
-    from unibrain_rt.export.subjects.ridge.fit import RidgeFit
+from unibrain_rt.export.subjects.ridge.solution import Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +60,8 @@ class Reduced:
             yield part, self.right_of @ columns
 
 
-def reduce_fit(
-    fit: RidgeFit,
+def reduce_solution(
+    solution: Solution,
     fidelity: float,
     journal: Journal | None = None,
     report: Report | None = None,
@@ -74,28 +72,28 @@ def reduce_fit(
     """
     check_fidelity(fidelity)
     journal, say = journal or Journal(), report or (lambda what: None)
-    name = f"{fit.targets.name}.reduced"
+    name = f"{solution.targets.name}.reduced"
     kept = journal.find(name)
     if kept is None or kept["asked"] != fidelity:
-        root = target_root(fit, journal, say)
-        shares = held_out_shares(fit, root)
-        lengths, width = np.sqrt(fit.basis.squares), fit.targets.count
-        shrinkage = (lengths / (fit.basis.squares + fit.alpha)).astype(root.dtype)
-        scores = _scores(fit)
+        root = target_root(solution, journal, say)
+        shares = held_out_shares(solution, root)
+        lengths, width = np.sqrt(solution.basis.squares), solution.targets.count
+        shrinkage = (lengths / (solution.basis.squares + solution.alpha)).astype(root.dtype)
+        scores = _scores(solution)
         squares, vectors = _leading(shrinkage[:, None] * (scores.T @ root))
         rank = min(int(np.searchsorted(shares, fidelity)) + 1, max(1, len(squares)))
         vectors, squares = _filled(vectors[:, :rank], 0.0), _filled(squares[:rank], 1.0)
         right_of = ((vectors * shrinkage[:, None]).T @ scores.T) * np.sqrt(width / squares)[:, None]
-        left = fit.basis.axes @ (vectors * np.sqrt(squares / width) / lengths[:, None])
+        left = solution.basis.axes @ (vectors * np.sqrt(squares / width) / lengths[:, None])
         kept = {
             "asked": np.array(fidelity),
-            "left": left.astype(fit.targets.dtype),
-            "right_of": right_of.astype(fit.targets.dtype),
+            "left": left.astype(solution.targets.dtype),
+            "right_of": right_of.astype(solution.targets.dtype),
             "shares": _of_length(shares, rank),
         }
         journal.enter(name, **kept)
-        say(f"{fit.targets.name}: rank {rank:,} keeps {kept['shares'][-1]:.4f} of held-out predictions")
-    return Reduced(kept["left"], kept["right_of"], fit.blocks, kept["shares"])
+        say(f"{solution.targets.name}: rank {rank:,} keeps {kept['shares'][-1]:.4f} of held-out predictions")
+    return Reduced(kept["left"], kept["right_of"], solution.blocks, kept["shares"])
 
 
 def check_fidelity(fidelity: float) -> None:
@@ -104,16 +102,16 @@ def check_fidelity(fidelity: float) -> None:
         raise InputError(f"fidelity {fidelity}: give a share above 0 and up to 1")
 
 
-def held_out_shares(fit: RidgeFit, root: NDArray[Any]) -> NDArray[np.float64]:
+def held_out_shares(solution: Solution, root: NDArray[Any]) -> NDArray[np.float64]:
     """What ranks 1, 2, ... of a model of four fifths of the scans keep of its predictions of the others."""
-    folds = fit.held_out.folds
+    folds = solution.held_out.folds
     tested = np.zeros(len(root), bool)
     for number, fold in enumerate(folds):
         tested[fold] = number % min(5, folds.count) == 0
-    scores = _scores(fit)
+    scores = _scores(solution)
     # Products of all scans' scores are known: they are orthogonal.
     own = -scores[tested].T @ scores[tested]
-    own[np.diag_indices_from(own)] += fit.basis.squares + fit.alpha * float(np.mean(~tested))
+    own[np.diag_indices_from(own)] += solution.basis.squares + solution.alpha * float(np.mean(~tested))
     factor = cho_factor(own, overwrite_a=True, check_finite=False)
     model = cho_solve(factor, scores[~tested].T @ root[~tested], overwrite_b=True, check_finite=False)
     fitted, unseen = scores[~tested] @ model, scores[tested] @ model
@@ -125,9 +123,9 @@ def held_out_shares(fit: RidgeFit, root: NDArray[Any]) -> NDArray[np.float64]:
     return np.cumsum(np.square(coordinates).sum(axis=0, dtype=np.float64)) / total
 
 
-def _scores(fit: RidgeFit) -> NDArray[Any]:
+def _scores(solution: Solution) -> NDArray[Any]:
     """(N, R), in the order and the type of the targets' blocks."""
-    return fit.basis.scores[fit.held_out.folds.order].astype(fit.targets.dtype)
+    return solution.basis.scores[solution.held_out.folds.order].astype(solution.targets.dtype)
 
 
 def _leading(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -149,12 +147,12 @@ def _filled(values: NDArray[Any], filling: float) -> NDArray[Any]:
     return values if values.shape[-1] else np.full((*values.shape[:-1], 1), filling, values.dtype)
 
 
-def target_root(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
+def target_root(solution: Solution, journal: Journal, say: Report) -> NDArray[Any]:
     """Q (N, q) with ``Q Q.T = Y C² Y.T``, Y the targets in the blocks' order and C their units."""
-    if fit.targets.count < fit.targets.scans:
-        units = fit.units.astype(fit.targets.dtype)
-        return np.concatenate([y * units[part] for part, y in fit.blocks()], axis=1)
-    gram = target_gram(fit, journal, say)
+    if solution.targets.count < solution.targets.scans:
+        units = solution.units.astype(solution.targets.dtype)
+        return np.concatenate([y * units[part] for part, y in solution.blocks()], axis=1)
+    gram = target_gram(solution, journal, say)
     # With pivots: there may be fewer directions than scans, and centred targets have one less at least.
     pstrf, largest = (dpstrf if gram.dtype == np.float64 else spstrf), float(np.diag(gram).max())
     errors = len(gram) if gram.dtype == np.float64 else np.sqrt(len(gram))
@@ -166,17 +164,17 @@ def target_root(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
     return root
 
 
-def target_gram(fit: RidgeFit, journal: Journal, say: Report) -> NDArray[Any]:
+def target_gram(solution: Solution, journal: Journal, say: Report) -> NDArray[Any]:
     """``Y C² Y.T`` (N, N), its lower triangle, summed over blocks of targets Y in units C."""
-    name = f"{fit.targets.name}.gram"
-    scans, dtype = fit.targets.scans, fit.targets.dtype
+    name = f"{solution.targets.name}.gram"
+    scans, dtype = solution.targets.scans, solution.targets.dtype
     kept = journal.find(name) or {"gram": np.zeros((scans, scans), dtype, order="F"), "done": np.array(0)}
     gram, done = np.asfortranarray(kept["gram"]), int(kept["done"])
     syrk = dsyrk if dtype == np.float64 else ssyrk
-    for part, y in fit.blocks(done):
-        calibrated = y * fit.units[part].astype(dtype)
+    for part, y in solution.blocks(done):
+        calibrated = y * solution.units[part].astype(dtype)
         gram = syrk(1.0, calibrated.T, 1.0, gram, trans=1, lower=1, overwrite_c=1)
         if journal.due:
             journal.enter(name, gram=gram, done=part.stop)
-        say(f"{fit.targets.name}: compared {part.stop:,} of {fit.targets.count:,} targets")
+        say(f"{solution.targets.name}: compared {part.stop:,} of {solution.targets.count:,} targets")
     return gram

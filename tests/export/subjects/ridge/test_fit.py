@@ -15,6 +15,7 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects.ridge import basis as basis_module
 from unibrain_rt.export.subjects.ridge import fit as fit_module
 from unibrain_rt.export.subjects.ridge import fit_heads, fit_ridge
+from unibrain_rt.export.subjects.ridge import solution as solution_module
 from unibrain_rt.export.subjects.ridge.basis import Basis
 from unibrain_rt.export.subjects.ridge.held_out import Folds, HeldOut
 from unibrain_rt.export.subjects.ridge.journal import Journal
@@ -127,7 +128,7 @@ def test_voxels_and_targets_come_in_blocks_from_half_precision_maps(
     half = targets.astype(np.float16)
     np.save(tmp_path / "targets.npy", half)
     whole = fit_ridge(voxels, half.astype(np.float64), ALPHAS)
-    monkeypatch.setattr(fit_module, "_BLOCK_BYTES", 4 * 4 * 60)
+    monkeypatch.setattr(solution_module, "_BLOCK_BYTES", 4 * 4 * 60)
     monkeypatch.setattr(basis_module, "_BLOCK_BYTES", 1)
     maps = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("voxels", "targets")]
     blocks = fit_ridge(*maps, ALPHAS)
@@ -139,7 +140,7 @@ def test_voxels_and_targets_come_in_blocks_from_half_precision_maps(
 def test_memory_does_not_grow_with_the_number_of_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "_BLOCK_BYTES", 64 << 10)
+    monkeypatch.setattr(solution_module, "_BLOCK_BYTES", 64 << 10)
     voxels, _ = problem(150, 40, 1)
     peaks = []
     for count in (4_000, 40_000):
@@ -160,7 +161,7 @@ def test_a_killed_fit_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
     # One head has fewer targets than there are scans, the other more.
     voxels, targets = problem(40, 60, 75)
     heads = {"a": targets[:, :30].astype(np.float32), "b": targets[:, 30:].astype(np.float32)}
-    monkeypatch.setattr(fit_module, "_BLOCK_BYTES", 4 * 4 * 40)
+    monkeypatch.setattr(solution_module, "_BLOCK_BYTES", 4 * 4 * 40)
     monkeypatch.setattr(Journal, "due", True)
 
     def run(journal: Journal, stop_after: int = 10**9) -> bytes:
