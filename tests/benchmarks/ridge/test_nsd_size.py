@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from unibrain_rt.benchmarks.ridge import nsd_size as ridge_nsd
-from unibrain_rt.subject_files import HEADS
+from unibrain_rt.flows import INPUTS
 
 
 def test_a_small_run(tmp_path: Path) -> None:
@@ -14,7 +14,7 @@ def test_a_small_run(tmp_path: Path) -> None:
     for _ in range(2):
         ridge_nsd.main([*words, "--budgets", "0.99", "0.8", "--max-mb", "1"])
     found = json.loads((tmp_path / "out" / "ridge-nsd.json").read_text())
-    assert set(found["curve"][0]["heads"]) == set(HEADS)
+    assert set(found["curve"][0]["heads"]) == set(INPUTS)
     stored, best, worse = found["curve"]
     assert stored["correlation"] > best["correlation"] > 0.985 > worse["correlation"]
     assert 1e6 > stored["size_bytes"] > best["size_bytes"] > worse["size_bytes"]

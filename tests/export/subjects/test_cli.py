@@ -20,7 +20,7 @@ from PIL import Image
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.export.subjects.datasets.nsd import betas_folder, read_nsd, roi_folder
-from unibrain_rt.subject_files import HEADS
+from unibrain_rt.flows import INPUTS
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -97,7 +97,7 @@ def test_a_fit_from_nsds_folders_decodes(
         1428,
     )
     assert set(record["rois"]) >= {"V1v", "hV4", "faces", "words", "places", "bodies"}
-    assert set(record["heads"]) == set(HEADS)
+    assert set(record["heads"]) == set(INPUTS)
     assert sum(head["fidelity"] for head in record["heads"].values()) / 4 >= 0.998
     for head in record["heads"].values():
         assert head["alpha"] == 300

@@ -13,7 +13,7 @@ import pytest
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.export.subjects.subject_writer import FIDELITY
-from unibrain_rt.subject_files import HEADS
+from unibrain_rt.flows import INPUTS
 
 Run = Callable[..., Any]
 VOXELS = 15
@@ -28,7 +28,7 @@ def made(tiny: Any, tiny_template: Path, tmp_path: Path) -> tuple[Path, dict[str
     betas = rng.normal(size=(40, VOXELS)) * rng.uniform(1, 3, VOXELS) + 2
     np.save(tmp_path / "betas.npy", betas)
     arrays: dict[str, Any] = {"betas": betas}
-    for name in HEADS:
+    for name in INPUTS:
         shape = subject.head_shape(name)
         weight, bias = rng.normal(size=(*shape, VOXELS)), rng.normal(size=shape)
         arrays[name] = weight, bias
@@ -37,7 +37,7 @@ def made(tiny: Any, tiny_template: Path, tmp_path: Path) -> tuple[Path, dict[str
 
 
 def words(folder: Path, **other: Path) -> tuple[Any, ...]:
-    heads = [part for name in HEADS for part in ("--head", name, other.get(name, folder / f"{name}.npz"))]
+    heads = [part for name in INPUTS for part in ("--head", name, other.get(name, folder / f"{name}.npz"))]
     return ("subjects", "import", "--bundle", folder / "bundle", "--subject", "bd", *heads,
             "--scans", folder / "betas.npy")  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_imported_heads_predict_what_they_did(
     betas = arrays["betas"]
     z = (betas - betas.mean(axis=0)) / betas.std(axis=0, ddof=1)
     found = Bundle.open(bundle).subject("bd").predict(betas)
-    for name in HEADS:
+    for name in INPUTS:
         weight, bias = arrays[name]
         expected = np.tensordot(z, weight, (1, weight.ndim - 1)) + bias
         change = np.square(expected - bias).sum()

@@ -22,8 +22,8 @@ from unibrain_rt.export.subjects.subject_fit import (
     work_folder,
     write_fit,
 )
+from unibrain_rt.flows import INPUTS
 from unibrain_rt.subject import Subject
-from unibrain_rt.subject_files import HEADS
 
 ALPHA = 300.0
 
@@ -57,7 +57,7 @@ def test_every_trial_gets_the_targets_of_its_stimulus(
     found = encode_dataset(encoder, trials, Journal())
     said = [phrasings[0] for phrasings in trials.captions]
     expected = encode_targets(bundle, engine, trials.stimuli.images(64), said)
-    for head in HEADS:
+    for head in INPUTS:
         assert found[head].shape == expected[head].shape
         scale = np.abs(expected[head]).max()
         np.testing.assert_allclose(found[head], expected[head], atol=2e-3 * scale)
@@ -103,7 +103,7 @@ def test_a_fit_with_a_folder_goes_on_where_it_stood(
     with work_folder(bundle, few, options, work) as journal:
         on_disk = fit_dataset(bundle, engine, few, journal, options, told.append)
         assert not any("encoded" in what for what in told)
-        for head in HEADS:
+        for head in INPUTS:
             np.testing.assert_array_equal(on_disk[head].weight, in_memory[head].weight)
     with pytest.raises(InputError, match="holds another fit"):
         work_folder(bundle, few, FitOptions((1.0,)), work).__enter__()
@@ -123,7 +123,7 @@ def test_the_ridge_is_that_of_scikit_learn(
     targets = encode_dataset(encoder, train, Journal())
     betas, unseen = (data.betas.astype(np.float64) for data in (train, test))
     mean, std = betas.mean(axis=0), betas.std(axis=0, ddof=1)
-    for head in HEADS:
+    for head in INPUTS:
         y = targets[head].reshape(128, -1).astype(np.float64)
         expected = ridge(ALPHA).fit((betas - mean) / std, y).predict((unseen - mean) / std)
         error = np.linalg.norm(found[head].reshape(len(unseen), -1) - expected) / np.linalg.norm(expected)
@@ -141,7 +141,7 @@ def test_compressed_heads_predict_what_exact_ones_do(
     for name, exact in (("exact", True), ("int8", False)):
         write_fit(tmp_path / name, train, fits, replace(options, exact=exact))
         found[name] = Subject.open(tmp_path / name).predict(test.betas)
-    for head in HEADS:
+    for head in INPUTS:
         exact, stored = (found[name][head].reshape(len(test.betas), -1) for name in ("exact", "int8"))
         each = [np.corrcoef(exact[:, t], stored[:, t])[0, 1] for t in range(exact.shape[1])]
         assert np.nanmean(each) > 0.998, head
@@ -155,7 +155,7 @@ def test_a_stimulus_is_never_trained_on_and_tested_on(
     together = fit_dataset(bundle, engine, trials, Journal(), options)
     scattered = Dataset(**{**vars(trials), "groups": np.arange(trials.scans)})
     leaked = fit_dataset(bundle, engine, scattered, Journal(), options)
-    for head in HEADS:
+    for head in INPUTS:
         assert together[head].mean_correlation < leaked[head].mean_correlation - 0.1
 
 

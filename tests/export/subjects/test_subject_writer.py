@@ -14,8 +14,9 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects import subject_writer
 from unibrain_rt.export.subjects.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subjects.subject_writer import write_subject
+from unibrain_rt.flows import INPUTS
 from unibrain_rt.subject import Subject
-from unibrain_rt.subject_files import DESCRIPTION_FILE, GRAPH_FILE, HEADS, ROI_FILE, TENSOR_FILE
+from unibrain_rt.subject_files import DESCRIPTION_FILE, GRAPH_FILE, ROI_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import map_tensors
 
 SCANS, VOXELS = 150, 40
@@ -176,7 +177,7 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
 
 def test_a_subject_is_one_whole_fit(tmp_path: Path, fits: dict[str, RidgeFit]) -> None:
     with pytest.raises(ValueError, match="a subject is one fit of"):
-        write(tmp_path / "a", {name: fits[name] for name in HEADS[:3]})
+        write(tmp_path / "a", {name: fits[name] for name in INPUTS[:3]})
     with pytest.raises(ValueError, match="a subject is one fit of"):
         write(tmp_path / "a", fits | {"text_latent": fitted()["text_latent"]})
     with pytest.raises(ValueError, match="int8, float16, float32, not int4"):

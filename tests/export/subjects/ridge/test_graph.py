@@ -16,9 +16,10 @@ from unibrain_rt.errors import BundleError
 from unibrain_rt.export.subjects.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subjects.ridge.graph import OPSET, write_ridge_graph
 from unibrain_rt.export.subjects.subject_writer import write_subject
+from unibrain_rt.flows import INPUTS
 from unibrain_rt.ridge_graph import ridge_tensors
 from unibrain_rt.subject import Subject
-from unibrain_rt.subject_files import GRAPH_FILE, HEADS, TENSOR_FILE
+from unibrain_rt.subject_files import GRAPH_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import tensor_offsets
 
 SCANS, VOXELS = 120, 300
@@ -109,7 +110,7 @@ def test_no_weight_is_stored_twice(subject: Subject) -> None:
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     offsets = tensor_offsets(subject.folder / TENSOR_FILE)
     outside = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
-    named = {name for name in offsets if name.partition(".")[0] in HEADS}
+    named = {name for name in offsets if name.partition(".")[0] in INPUTS}
     assert outside.keys() == named
     for name, tensor in outside.items():
         place = {entry.key: entry.value for entry in tensor.external_data}
