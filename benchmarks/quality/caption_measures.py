@@ -110,7 +110,7 @@ class TextFeatures:
             problem = "no tokenizers/clip; export the checkpoint with its vocabularies"
             raise InputError(f"{bundle.folder}: {problem}")
         self._vocabulary = bundle.tokenizers["clip"]
-        self._encoder = Encoder(bundle, engine, "clip_text")
+        self._encoder = Encoder(bundle.graph("clip_text"), engine)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Features (N, D) of texts; those longer than CLIP reads are cut."""

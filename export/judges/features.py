@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,35 +22,17 @@ from unibrain_rt.bundle import Bundle, sha256_of
 from unibrain_rt.engines import Engine, GraphSpec, TensorSpec
 from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.subjects.datasets.dataset import resized
-from unibrain_rt.export.subjects.encoders import Encoder, clip_input
+from unibrain_rt.export.subjects.encoders import BATCH, Encoder, clip_input
 
 Float = NDArray[np.float32]
 Measure = Literal["identification", "distance"]
 Layout = Literal["NCHW", "NHWC"]
 Resampling = Literal["bilinear", "bicubic"]
-BATCH = 16
 SCHEMA_VERSION = 1
 INPUT, OUTPUT = "pixels", "features"
 _LARGEST_DESCRIPTION = 2**20
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ADVICE = "make it with unibrain-rt export-features"
-
-
-class Extractor(Protocol):
-    """Pictures (N, H, W, 3) uint8 → features (N, D); ``measure`` is what they are compared by."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def measure(self) -> Measure: ...
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Where its weights come from."""
-        ...
-
-    def features(self, images: NDArray[np.uint8]) -> Float: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +71,7 @@ class FeatureFile:
             raise input_error(path, f"{problem}: {_ADVICE} anew")
         try:
             graph, taken, given = value["graph"], value["input"], value["output"]
-            found = cls(
+            file = cls(
                 name=_text(value["name"]),
                 measure=_one_of(value["measure"], get_args(Measure)),
                 graph=path.parent / _file_name(graph["file"]),
@@ -108,13 +90,13 @@ class FeatureFile:
             raise input_error(path, f"{error.args[0]} is missing: {_ADVICE}") from error
         except (TypeError, ValueError) as error:
             raise input_error(path, f"describes no feature network ({error}): {_ADVICE}") from error
-        if not all(found.std):
+        if not all(file.std):
             raise input_error(path, f"std must not be 0: {_ADVICE}")
-        if not found.graph.is_file():
-            raise input_error(found.graph, f"no such file, but {path.name} names it: copy both files")
-        if sha256_of(found.graph) != found.sha256:
-            raise input_error(found.graph, f"not the file that {path.name} tells of: {_ADVICE}, or copy both")
-        return found
+        if not file.graph.is_file():
+            raise input_error(file.graph, f"no such file, but {path.name} names it: copy both files")
+        if sha256_of(file.graph) != file.sha256:
+            raise input_error(file.graph, f"not the file that {path.name} tells of: {_ADVICE}, or copy both")
+        return file
 
     def record(self) -> dict[str, Any]:
         """For JSON: what `load` reads."""
@@ -158,58 +140,54 @@ class FeatureFile:
         return values.transpose(0, 3, 1, 2) if self.layout == "NCHW" else values
 
 
-class FeatureExtractor:
-    """A feature network, open on an engine."""
+@dataclass(frozen=True)
+class Extractor:
+    """Pictures (N, H, W, 3) uint8 → features (N, D)."""
 
-    def __init__(self, file: FeatureFile, engine: Engine) -> None:
-        """Raises `EngineError` if the graph does not fit its description."""
-        self.file = file
-        self._session = engine.open(file.spec(), free=BATCH)
-
-    @property
-    def name(self) -> str:
-        return self.file.name
-
-    @property
-    def measure(self) -> Measure:
-        return self.file.measure
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        return self.file.provenance
+    name: str
+    measure: Measure
+    """What features are compared by."""
+    provenance: Mapping[str, Any]
+    """Where the weights come from."""
+    width: int
+    """D"""
+    of_batch: Callable[[NDArray[np.uint8]], Float]
+    """Features (n, D) of at most `BATCH` pictures."""
 
     def features(self, images: NDArray[np.uint8]) -> Float:
-        """Features (N, D), a batch at a time; the last batch is filled up."""
-        found = np.empty((len(images), math.prod(self.file.shape)), np.float32)
+        """Features (N, D), a batch at a time."""
+        features = np.empty((len(images), self.width), np.float32)
         for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
-            count = len(batch)
-            batch = np.concatenate([batch, np.repeat(batch[-1:], BATCH - count, axis=0)])
-            self._session.write(self.file.input, self.file.pixels(batch))
-            self._session.run()
-            found[start : start + count] = self._session.read(self.file.output)[:count].reshape(count, -1)
-        return found
+            part = slice(start, start + BATCH)
+            features[part] = self.of_batch(images[part])
+        return features
 
 
-class ClipExtractor:
-    """The bundle's own CLIP: the pooled token of its image context. It guides the decoder: no judge by itself."""
+def network_extractor(file: FeatureFile, engine: Engine) -> Extractor:
+    """A feature network, open on an engine. Raises `EngineError` if the graph does not fit its description."""
+    encoder, width = Encoder(file.spec(), engine), math.prod(file.shape)
+    return Extractor(
+        file.name,
+        file.measure,
+        file.provenance,
+        width,
+        lambda images: encoder(file.pixels(images)).reshape(-1, width),
+    )
 
-    name = "CLIP"
-    measure: Measure = "identification"
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self._encoder = Encoder(bundle, engine, "clip_image")
-        self.provenance: Mapping[str, Any] = {"bundle": bundle.name, "fingerprint": bundle.fingerprint()}
+def clip_extractor(bundle: Bundle, engine: Engine) -> Extractor:
+    """The bundle's own CLIP: the pooled token, of length 1, of its image context (N, L, D).
 
-    def features(self, images: NDArray[np.uint8]) -> Float:
-        """Features (N, D), of length 1."""
-        size, width = self._encoder.size, self._encoder.shape[-1]
-        found = np.empty((len(images), width), np.float32)
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
-            # Contexts are 257 times as large as the token that is kept: never those of all pictures at once.
-            found[start : start + BATCH] = self._encoder(clip_input(resized(batch, size)))[:, 0]
-        return found
+    It guides the decoder: no judge by itself.
+    """
+    encoder = Encoder(bundle.graph("clip_image"), engine)
+    return Extractor(
+        "CLIP",
+        "identification",
+        {"bundle": bundle.name, "fingerprint": bundle.fingerprint()},
+        encoder.shape[-1],
+        lambda images: encoder(clip_input(resized(images, encoder.size)))[:, 0],
+    )
 
 
 def open_extractors(bundle: Bundle, files: Sequence[Path], engine: Engine) -> list[Extractor]:
@@ -218,13 +196,13 @@ def open_extractors(bundle: Bundle, files: Sequence[Path], engine: Engine) -> li
     Raises:
         InputError: a file is damaged, or two networks have one name.
     """
-    found: list[Extractor] = [ClipExtractor(bundle, engine)]
+    extractors = [clip_extractor(bundle, engine)]
     for path in files:
         file = FeatureFile.load(path)
-        if file.name in {other.name for other in found}:
+        if file.name in {other.name for other in extractors}:
             raise input_error(path, f"a second network called {file.name}: give each once, or rename one")
-        found.append(FeatureExtractor(file, engine))
-    return found
+        extractors.append(network_extractor(file, engine))
+    return extractors
 
 
 def _json(path: Path) -> dict[str, Any]:

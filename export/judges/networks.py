@@ -7,7 +7,8 @@ needed. Pictures (N, 3, H, W), normalised; every network gives the features of o
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -164,120 +165,76 @@ class _Convolution(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-_ROW7: tuple[Size, Size] = (1, 7), (0, 3)
-_COLUMN7: tuple[Size, Size] = (7, 1), (3, 0)
-_ROW3: tuple[Size, Size] = (1, 3), (0, 1)
-_COLUMN3: tuple[Size, Size] = (3, 1), (1, 0)
-_SQUARE3: tuple[Size, Size] = 3, 1
-_SQUARE5: tuple[Size, Size] = 5, 2
+# Kernels with their paddings.
+_ONE, _VALID3, _SQUARE3, _SQUARE5 = (1, 0), (3, 0), (3, 1), (5, 2)
+_ROW3, _COLUMN3 = ((1, 3), (0, 1)), ((3, 1), (1, 0))
+_ROW7, _COLUMN7 = ((1, 7), (0, 3)), ((7, 1), (3, 0))
 
 
 class _Mixed(nn.Module):
-    """Branches side by side, their maps one after the other. A branch is a chain of convolutions by name.
+    """Branches side by side, whose maps are put one after the other.
 
-    ``pool`` is put in front of the branch ``branch_pool``, or, where there is none, is a branch by itself. A branch
-    may end in two convolutions of one input, ``…a`` and ``…b``.
+    A branch is a chain of convolutions, each the number of its maps and its kernel; two kernels are two convolutions
+    side by side, which end the branch. The only one is called as its branch, one of several has its number behind:
+    ``branch5x5_1``, ``branch5x5_2``, and two side by side are ``branch3x3_2a`` and ``branch3x3_2b``. The pool lies in
+    front of the branch ``branch_pool`` or, where there is none, is a branch by itself. With ``halved``, the pool and
+    the last convolutions have the stride 2.
     """
 
-    def __init__(self, pool: nn.Module, branches: dict[str, OrderedDict[str, _Convolution]]) -> None:
+    def __init__(self, inputs: int, *, halved: bool = False, **branches: Sequence[tuple[Any, ...]]) -> None:
         super().__init__()
-        self.pool = pool
-        self._branches = {branch: list(chain) for branch, chain in branches.items()}
-        for chain in branches.values():
-            for name, convolution in chain.items():
-                setattr(self, name, convolution)
+        self.pool = nn.MaxPool2d(3, 2) if halved else nn.AvgPool2d(3, 1, 1)
+        self._chains: dict[str, list[list[str]]] = {}
+        for branch, steps in branches.items():
+            chain, width = self._chains.setdefault(branch, []), inputs
+            for number, (outputs, *kernels) in enumerate(steps, start=1):
+                name = branch if len(steps) == 1 else f"{branch}_{number}"
+                stride = 2 if halved and number == len(steps) else 1
+                chain.append([name + end for end in ("ab" if len(kernels) == 2 else [""])])
+                for convolution, (kernel, padding) in zip(chain[-1], kernels, strict=True):
+                    self.add_module(convolution, _Convolution(width, outputs, kernel, stride, padding))
+                width = outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        for branch, chain in self._branches.items():
-            y = self.pool(x) if branch == "branch_pool" else x
-            forked = [name for name in chain if name[-1] in "ab"]
-            for name in chain:
-                if name not in forked:
-                    y = getattr(self, name)(y)
-            found += [getattr(self, name)(y) for name in forked] or [y]
-        if "branch_pool" not in self._branches:
-            found.append(self.pool(x))
-        return torch.cat(found, dim=1)
-
-
-def _chain(
-    branch: str, inputs: int, *steps: tuple[int, Size, Size], stride: int = 1, fork: int | None = None
-) -> OrderedDict[str, _Convolution]:
-    """Convolutions (outputs, kernel, padding) of a branch; ``stride`` is the last one's, ``fork`` two ends' width.
-
-    One alone is called as its branch, several with a number behind it.
-    """
-    chain: OrderedDict[str, _Convolution] = OrderedDict()
-    for number, (outputs, kernel, padding) in enumerate(steps, start=1):
-        name = branch if len(steps) == 1 and fork is None else f"{branch}_{number}"
-        last = number == len(steps)
-        chain[name] = _Convolution(inputs, outputs, kernel, stride if last else 1, padding)
-        inputs = outputs
-    if fork is not None:
-        for end, (kernel, padding) in (("a", _ROW3), ("b", _COLUMN3)):
-            chain[f"{branch}_{len(steps) + 1}{end}"] = _Convolution(inputs, fork, kernel, padding=padding)
-    return chain
-
-
-def _mixed(pool: nn.Module, **branches: OrderedDict[str, _Convolution]) -> _Mixed:
-    return _Mixed(pool, branches)
-
-
-def _average() -> nn.Module:
-    return nn.AvgPool2d(3, 1, 1)
-
-
-def _halve() -> nn.Module:
-    return nn.MaxPool2d(3, 2)
+        maps: list[Tensor] = []
+        for branch, chain in self._chains.items():
+            ends = [self.pool(x) if branch == "branch_pool" else x]
+            for names in chain:
+                ends = [getattr(self, name)(ends[0]) for name in names]
+            maps += ends
+        if "branch_pool" not in self._chains:
+            maps.append(self.pool(x))
+        return torch.cat(maps, dim=1)
 
 
 def _mixed5(inputs: int, pooled: int) -> _Mixed:
-    return _mixed(
-        _average(),
-        branch1x1=_chain("branch1x1", inputs, (64, 1, 0)),
-        branch5x5=_chain("branch5x5", inputs, (48, 1, 0), (64, *_SQUARE5)),
-        branch3x3dbl=_chain("branch3x3dbl", inputs, (64, 1, 0), (96, *_SQUARE3), (96, *_SQUARE3)),
-        branch_pool=_chain("branch_pool", inputs, (pooled, 1, 0)),
+    return _Mixed(
+        inputs,
+        branch1x1=[(64, _ONE)],
+        branch5x5=[(48, _ONE), (64, _SQUARE5)],
+        branch3x3dbl=[(64, _ONE), (96, _SQUARE3), (96, _SQUARE3)],
+        branch_pool=[(pooled, _ONE)],
     )
 
 
-def _mixed6a(inputs: int) -> _Mixed:
-    return _mixed(
-        _halve(),
-        branch3x3=_chain("branch3x3", inputs, (384, 3, 0), stride=2),
-        branch3x3dbl=_chain("branch3x3dbl", inputs, (64, 1, 0), (96, *_SQUARE3), (96, 3, 0), stride=2),
-    )
-
-
-def _mixed6(inputs: int, width: int) -> _Mixed:
-    row, column = (width, *_ROW7), (width, *_COLUMN7)
-    narrow = (width, 1, 0)
-    return _mixed(
-        _average(),
-        branch1x1=_chain("branch1x1", inputs, (192, 1, 0)),
-        branch7x7=_chain("branch7x7", inputs, narrow, row, (192, *_COLUMN7)),
-        branch7x7dbl=_chain("branch7x7dbl", inputs, narrow, column, row, column, (192, *_ROW7)),
-        branch_pool=_chain("branch_pool", inputs, (192, 1, 0)),
-    )
-
-
-def _mixed7a(inputs: int) -> _Mixed:
-    row, column = (192, *_ROW7), (192, *_COLUMN7)
-    return _mixed(
-        _halve(),
-        branch3x3=_chain("branch3x3", inputs, (192, 1, 0), (320, 3, 0), stride=2),
-        branch7x7x3=_chain("branch7x7x3", inputs, (192, 1, 0), row, column, (192, 3, 0), stride=2),
+def _mixed6(width: int) -> _Mixed:
+    one, row, column = (width, _ONE), (width, _ROW7), (width, _COLUMN7)
+    return _Mixed(
+        768,
+        branch1x1=[(192, _ONE)],
+        branch7x7=[one, row, (192, _COLUMN7)],
+        branch7x7dbl=[one, column, row, column, (192, _ROW7)],
+        branch_pool=[(192, _ONE)],
     )
 
 
 def _mixed7(inputs: int) -> _Mixed:
-    return _mixed(
-        _average(),
-        branch1x1=_chain("branch1x1", inputs, (320, 1, 0)),
-        branch3x3=_chain("branch3x3", inputs, (384, 1, 0), fork=384),
-        branch3x3dbl=_chain("branch3x3dbl", inputs, (448, 1, 0), (384, *_SQUARE3), fork=384),
-        branch_pool=_chain("branch_pool", inputs, (192, 1, 0)),
+    return _Mixed(
+        inputs,
+        branch1x1=[(320, _ONE)],
+        branch3x3=[(384, _ONE), (384, _ROW3, _COLUMN3)],
+        branch3x3dbl=[(448, _ONE), (384, _SQUARE3), (384, _ROW3, _COLUMN3)],
+        branch_pool=[(192, _ONE)],
     )
 
 
@@ -290,19 +247,29 @@ class InceptionV3(nn.Module):
             "Conv2d_1a_3x3": _Convolution(3, 32, 3, stride=2),
             "Conv2d_2a_3x3": _Convolution(32, 32, 3),
             "Conv2d_2b_3x3": _Convolution(32, 64, 3, padding=1),
-            "maxpool1": _halve(),
+            "maxpool1": nn.MaxPool2d(3, 2),
             "Conv2d_3b_1x1": _Convolution(64, 80, 1),
             "Conv2d_4a_3x3": _Convolution(80, 192, 3),
-            "maxpool2": _halve(),
+            "maxpool2": nn.MaxPool2d(3, 2),
             "Mixed_5b": _mixed5(192, 32),
             "Mixed_5c": _mixed5(256, 64),
             "Mixed_5d": _mixed5(288, 64),
-            "Mixed_6a": _mixed6a(288),
-            "Mixed_6b": _mixed6(768, 128),
-            "Mixed_6c": _mixed6(768, 160),
-            "Mixed_6d": _mixed6(768, 160),
-            "Mixed_6e": _mixed6(768, 192),
-            "Mixed_7a": _mixed7a(768),
+            "Mixed_6a": _Mixed(
+                288,
+                halved=True,
+                branch3x3=[(384, _VALID3)],
+                branch3x3dbl=[(64, _ONE), (96, _SQUARE3), (96, _VALID3)],
+            ),
+            "Mixed_6b": _mixed6(128),
+            "Mixed_6c": _mixed6(160),
+            "Mixed_6d": _mixed6(160),
+            "Mixed_6e": _mixed6(192),
+            "Mixed_7a": _Mixed(
+                768,
+                halved=True,
+                branch3x3=[(192, _ONE), (320, _VALID3)],
+                branch7x7x3=[(192, _ONE), (192, _ROW7), (192, _COLUMN7), (192, _VALID3)],
+            ),
             "Mixed_7b": _mixed7(1280),
             "Mixed_7c": _mixed7(2048),
         }.items():

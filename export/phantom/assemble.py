@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from unibrain_rt.export.phantom.people import (
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import scenes
-from unibrain_rt.export.phantom.simulated_subjects import BETA_SCALE, SubjectModel
+from unibrain_rt.export.phantom.simulated_subjects import BETA_SCALE
 from unibrain_rt.export.subjects.encoders import encode_targets
 from unibrain_rt.export.subjects.ridge import fit_heads
 from unibrain_rt.export.subjects.subject_writer import write_subject
@@ -55,28 +56,22 @@ def assemble(
         report(f"scanning and fitting {name}")
         model = person.brain(name)
         fits = fit_heads(scans(model, images, shown, person.seed), targets)
-        provenance = {
-            "repeats": REPEATS,
-            "subject_seed": person.seed,
-            "scene_seed": SCENE_SEED,
-            "simulated": True,
-        }
-
-        def write(
-            folder: Path, model: SubjectModel = model, fits: dict = fits, about: dict = provenance
-        ) -> None:
-            write_subject(
-                folder,
-                model.name,
-                fits,
-                beta_scale=1 / BETA_SCALE,
-                mask=mask(model),
-                rois=named_regions(model),
-                fidelity=FIDELITY,
-                encoders=bundle.encoders,
-                provenance=about,
-            )
-
+        write = partial(
+            write_subject,
+            name=name,
+            heads=fits,
+            beta_scale=1 / BETA_SCALE,
+            mask=mask(model),
+            rois=named_regions(model),
+            fidelity=FIDELITY,
+            encoders=bundle.encoders,
+            provenance={
+                "repeats": REPEATS,
+                "subject_seed": person.seed,
+                "scene_seed": SCENE_SEED,
+                "simulated": True,
+            },
+        )
         add_subject(out, write, name)
     set_default_subject(out, DEFAULT_SUBJECT)
 

@@ -39,25 +39,12 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
     import torch
 
     from unibrain_rt.export.phantom.learning.loss_plot import plot_losses
-    from unibrain_rt.export.phantom.learning.recipe import (
-        Recipe,
-        train_autokl,
-        train_clip,
-        train_optimus,
-        train_phantom,
-        train_unet,
-    )
+    from unibrain_rt.export.phantom.learning.recipe import Recipe, Run
 
     if threads is not None:
         torch.set_num_threads(threads)
-    stages = {
-        "all": train_phantom,
-        "autokl": train_autokl,
-        "clip": train_clip,
-        "optimus": train_optimus,
-        "unet": train_unet,
-    }
-    stages[stage](out, Recipe(seed=seed), Watch().step)
+    run = Run(out, Recipe(seed=seed), Watch().step)
+    getattr(run, "checkpoint" if stage == "all" else stage)()
     click.echo(f"{plot_losses(out)}: the losses so far")
     if stage == "all":
         click.echo(f"{out}: checkpoint written; next: unibrain-rt phantom bundle {out} --out BUNDLE")

@@ -1,22 +1,12 @@
-"""What is said of a scene: captions in plain words, and the words by which they tell kind and colour."""
+"""What is said of a scene: captions in plain words, and the kinds and colours that a caption names."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
-from unibrain_rt.export.phantom.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    COUNTS,
-    KINDS,
-    LIGHTINGS,
-    POSITIONS,
-    SIZES,
-    Scene,
-)
+from unibrain_rt.export.phantom.scenes import COLOURS, KINDS, Scene
 
-#: How a caption names a kind, one and many; the colour goes where {} stands.
+#: How a caption names one thing of a kind, and several; the colour stands in the place of {}.
 _NOUNS: dict[str, tuple[str, str]] = {
     "face": ("face with a {} hat", "faces with {} hats"),
     "word": ("word in {} letters", "words in {} letters"),
@@ -29,13 +19,15 @@ _NOUNS: dict[str, tuple[str, str]] = {
     "fish": ("{} fish", "{} fish"),
     "flower": ("{} flower", "{} flowers"),
 }
-_KIND_WORDS: dict[str, tuple[str, ...]] = {
+#: The words by which a caption names this kind and no other.
+KIND_WORDS: dict[str, tuple[str, ...]] = {
     **{kind: (kind, kind + "s") for kind in ("face", "word", "ball", "cup", "car", "tree", "flower")},
     "place": ("house", "houses"),
     "body": ("person", "people"),
     "fish": ("fish",),
 }
 _NUMBERS = {2: "two", 3: "three"}
+#: Two words a size, so that captions differ.
 _SIZE_WORDS = {"small": ("small", "little"), "medium": ("", ""), "large": ("large", "big")}
 _WHERE = {
     "left": "on the left",
@@ -81,42 +73,15 @@ def captions(scene: Scene) -> tuple[str, ...]:
     )
 
 
-@lru_cache(maxsize=1)
-def vocabulary() -> tuple[str, ...]:
-    """Every word that a caption may hold, sorted."""
-    found: set[str] = set()
-    # Kind, colour, size and number make words together; place, setting and light only add their own phrase,
-    # so that it is enough to step through those side by side.
-    others = [(tuple(POSITIONS)[i % 5], tuple(BACKGROUNDS)[i % 6], tuple(LIGHTINGS)[i % 4]) for i in range(6)]
-    for kind in KINDS:
-        for colour in COLOURS:
-            for size in SIZES:
-                for count in COUNTS:
-                    for where, background, lighting in others:
-                        scene = Scene(kind, colour, where, size, count, background, lighting)
-                        found.update(" ".join(captions(scene)).split())
-    return tuple(sorted(found))
-
-
-def kind_words(kind: str) -> tuple[str, ...]:
-    """The words, one and many, by which a caption names this kind and no other."""
-    return _KIND_WORDS[kind]
-
-
-def colour_word(colour: str) -> str:
-    """The word by which a caption names this colour and no other."""
-    if colour not in COLOURS:
-        raise KeyError(colour)
-    return colour
-
-
 def kinds_named(caption: str) -> frozenset[str]:
     """The kinds that a caption, ours or a decoder's, speaks of."""
-    words = set(re.findall(r"[a-z]+", caption))
-    return frozenset(kind for kind in KINDS if words & set(kind_words(kind)))
+    return frozenset(kind for kind in KINDS if _words(caption) & set(KIND_WORDS[kind]))
 
 
 def colours_named(caption: str) -> frozenset[str]:
-    """The colours that a caption speaks of."""
-    words = set(re.findall(r"[a-z]+", caption))
-    return frozenset(colour for colour in COLOURS if colour_word(colour) in words)
+    """The colours that a caption speaks of; each is called as in `COLOURS`."""
+    return frozenset(_words(caption) & COLOURS.keys())
+
+
+def _words(caption: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", caption))

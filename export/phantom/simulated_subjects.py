@@ -49,11 +49,6 @@ class SubjectModel(Cortex):
     noise_sd: Floats  # (V,): of a single trial, % signal change
     loadings: Floats  # (V, components): of the shared noise, rows of length 1
 
-    def ceiling(self, trials: int) -> Floats:
-        """Noise ceiling (V,) of the average over so many trials."""
-        single = self.noise_ceiling
-        return np.asarray(single / (single + (1.0 - single) / trials), np.float32)
-
 
 def _generator(*keys: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(keys)))

@@ -1,4 +1,4 @@
-"""``unibrain-rt fit``."""
+"""``unibrain-rt fit``: a subject from scans, stimuli and captions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from unibrain_rt.export.bundles.bundle_folder import (
     copy_bundle,
     new_folder,
 )
+from unibrain_rt.export.option_groups import grouped
 from unibrain_rt.export.progress import Watch
 from unibrain_rt.export.subjects.datasets.data_options import DataFiles, data_options
 from unibrain_rt.export.subjects.datasets.dataset import Dataset
-from unibrain_rt.export.subjects.ridge import ALPHAS, Calibration, RidgeFit
-from unibrain_rt.export.subjects.ridge.storage import Storage
-from unibrain_rt.export.subjects.storage_options import in_bytes, storage_options
+from unibrain_rt.export.subjects.ridge import ALPHAS, RidgeFit
+from unibrain_rt.export.subjects.storage_options import STORAGE_OPTIONS
 from unibrain_rt.export.subjects.subject_fit import (
-    CaptionsUsed,
     FitOptions,
     fit_dataset,
     work_folder,
@@ -41,6 +40,39 @@ from unibrain_rt.subject import Subject
 
 _path = click.Path(path_type=Path)
 
+_FIT_OPTIONS: tuple[Any, ...] = (
+    click.option(
+        "--alpha",
+        "alphas",
+        type=click.FloatRange(0, min_open=True),
+        multiple=True,
+        default=ALPHAS,
+        help=f"Ridge penalty; repeat it to choose among several.  [default: {ALPHAS[0]:g} to {ALPHAS[-1]:g}]",
+    ),
+    click.option(
+        "--folds",
+        type=click.IntRange(2),
+        help="Of cross-validation.  [default: each stimulus is left out in turn]",
+    ),
+    click.option(
+        "--weigh-repeats", is_flag=True, help="Let a mean count as often as its stimulus was scanned."
+    ),
+    click.option(
+        "--calibration",
+        type=click.Choice(["variance", "none"]),
+        default="variance",
+        show_default=True,
+        help="Whether predictions get the targets' own spread, as held-out scans tell it.",
+    ),
+    click.option(
+        "--captions-used",
+        type=click.Choice(["first", "mean"]),
+        default="first",
+        show_default=True,
+        help="Text targets: of a stimulus' first caption, or their mean over all.",
+    ),
+)
+
 
 @click.command("fit", cls=JsonCommand, short_help="Fit a subject from scans, stimuli and captions.")
 @click.option("--bundle", type=_path, help="Bundle whose encoders are used.  [default: the shipped phantom]")
@@ -49,34 +81,7 @@ _path = click.Path(path_type=Path)
 @click.option("--single-trials", is_flag=True, help="With --nsd: do not average a stimulus' trials.")
 @click.option("--out", type=_path, help="Leave the bundle as it is, and write a copy with the subject here.")
 @click.option("--overwrite", is_flag=True, help="Replace the subject, or with --out the folder.")
-@click.option(
-    "--alpha",
-    "alphas",
-    type=click.FloatRange(0, min_open=True),
-    multiple=True,
-    help=f"Ridge penalty; repeat it to choose among several.  [default: {ALPHAS[0]:g} to {ALPHAS[-1]:g}]",
-)
-@click.option(
-    "--folds",
-    type=click.IntRange(2),
-    help="Of cross-validation.  [default: each stimulus is left out in turn]",
-)
-@click.option("--weigh-repeats", is_flag=True, help="Let a mean count as often as its stimulus was scanned.")
-@click.option(
-    "--calibration",
-    type=click.Choice(["variance", "none"]),
-    default="variance",
-    show_default=True,
-    help="Whether predictions get the targets' own spread, as held-out scans tell it.",
-)
-@click.option(
-    "--captions-used",
-    type=click.Choice(["first", "mean"]),
-    default="first",
-    show_default=True,
-    help="Text targets: of a stimulus' first caption, or their mean over all.",
-)
-@storage_options
+@grouped((*_FIT_OPTIONS, *STORAGE_OPTIONS), FitOptions, "options")
 @click.option(
     "--work", type=_path, help="Keep targets and progress here; after a break, the same fit goes on."
 )
@@ -90,15 +95,7 @@ def command(
     single_trials: bool,
     out: Path | None,
     overwrite: bool,
-    alphas: tuple[float, ...],
-    folds: int | None,
-    weigh_repeats: bool,
-    calibration: Calibration,
-    captions_used: CaptionsUsed,
-    fidelity: float,
-    max_size: float | None,
-    storage: Storage,
-    exact: bool,
+    options: FitOptions,
     work: Path | None,
     engine: str,
     threads: int | None,
@@ -113,24 +110,13 @@ def command(
     data.check()
     if data.scans is not None and (data.coco is not None or single_trials):
         raise click.UsageError("--coco and --single-trials go with --nsd.")
-    if not all(math.isfinite(alpha) for alpha in alphas):
+    if not all(math.isfinite(alpha) for alpha in options.alphas):
         raise click.UsageError("--alpha is a finite number above 0.")
 
     watch = Watch()
     opened = Bundle.open(bundle)
     _check_target(opened, subject, bundle, out, overwrite)
     report = JsonReport(json_file, bundle=opened.folder, inputs=data.inputs)
-    options = FitOptions(
-        alphas or ALPHAS,
-        folds,
-        calibration,
-        captions_used,
-        weigh_repeats,
-        fidelity,
-        in_bytes(max_size),
-        storage,
-        exact,
-    )
     runner = create_engine(engine, threads)
     dataset = data.read(subject, "train", watch.say, average=not single_trials)
     watch.lap("read")

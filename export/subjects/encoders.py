@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import Engine
+from unibrain_rt.engines import Engine, GraphSpec
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.bundles.tokenization import bert_ids, clip_ids
 from unibrain_rt.export.subjects.datasets.dataset import resized
@@ -24,10 +24,10 @@ Pictures = Callable[[int, slice], NDArray[np.uint8]]
 
 
 class Encoder:
-    """One encoder, opened once: takes its graph's only input, any number of rows."""
+    """A graph of one input and one output, opened once, that takes any number of rows."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, graph: str) -> None:
-        self._session = engine.open(bundle.graph(graph), free=BATCH)
+    def __init__(self, graph: GraphSpec, engine: Engine) -> None:
+        self._session = engine.open(graph, free=BATCH)
         self._source, self._output = self._session.graph.inputs[0], self._session.graph.outputs[0]
         self.size = self._source.sized(BATCH)[-1]
         """Side of its pictures, or number of its tokens."""
@@ -66,7 +66,7 @@ class TargetEncoder:
             "image_context": "clip_image",
             "text_context": "clip_text",
         }
-        self._encoders = {head: Encoder(bundle, engine, graph) for head, graph in graphs.items()}
+        self._encoders = {head: Encoder(bundle.graph(graph), engine) for head, graph in graphs.items()}
         self.shapes = {head: encoder.shape for head, encoder in self._encoders.items()}
 
     def blocks(
@@ -90,13 +90,13 @@ class TargetEncoder:
         said = [caption for several in captions for caption in several]
         counts = np.array([len(several) for several in captions])
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        found: dict[str, Float] = {}
+        targets: dict[str, Float] = {}
         for head, ids, name in (("text_latent", bert_ids, "bert"), ("text_context", clip_ids, "clip")):
             encoder = self._encoders[head]
             each = encoder(ids(self._tokenizers[name], said, encoder.size))
             scale = counts.reshape(-1, *[1] * len(encoder.shape)).astype(np.float32)
-            found[head] = np.asarray(np.add.reduceat(each, starts, axis=0) / scale, np.float32)
-        return found
+            targets[head] = np.asarray(np.add.reduceat(each, starts, axis=0) / scale, np.float32)
+        return targets
 
 
 def encode_targets(
@@ -120,20 +120,10 @@ def encode_targets(
     encoder = TargetEncoder(bundle, engine)
     targets = {head: np.empty((len(images), *shape), np.float32) for head, shape in encoder.shapes.items()}
     each = [(caption,) for caption in captions]
-    for part, found in encoder.blocks(lambda side, rows: resized(images[rows], side), each):
-        for head, values in found.items():
+    for part, block in encoder.blocks(lambda side, rows: resized(images[rows], side), each):
+        for head, values in block.items():
             targets[head][part] = values
     return targets
-
-
-def image_contexts(bundle: Bundle, engine: Engine, images: NDArray[np.uint8]) -> Float:
-    """CLIP contexts (N, L, D) of images (N, H, W, 3)."""
-    encoder = Encoder(bundle, engine, "clip_image")
-    contexts = np.empty((len(images), *encoder.shape), np.float32)
-    for start in range(0, len(images), BLOCK):
-        part = slice(start, start + BLOCK)
-        contexts[part] = encoder(clip_input(resized(images[part], encoder.size)))
-    return contexts
 
 
 def clip_input(images: NDArray[np.uint8]) -> Float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import numpy as np
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.errors import input_error
 from unibrain_rt.export.bundles.bundle_folder import add_subject, check_subject
+from unibrain_rt.export.option_groups import grouped
 from unibrain_rt.export.progress import Watch
 from unibrain_rt.export.subjects.ridge.basis import VoxelScale
 from unibrain_rt.export.subjects.ridge.dense import DenseHead
-from unibrain_rt.export.subjects.ridge.storage import Storage
-from unibrain_rt.export.subjects.storage_options import in_bytes, storage_options
-from unibrain_rt.export.subjects.subject_writer import write_subject
+from unibrain_rt.export.subjects.storage_options import STORAGE_OPTIONS
+from unibrain_rt.export.subjects.subject_writer import StorageOptions, write_subject
 from unibrain_rt.flows import INPUTS
 
 _path = click.Path(path_type=Path)
@@ -48,7 +49,7 @@ def command() -> None:
 )
 @click.option("--beta-scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
               help="What stored int16 betas are multiplied by; 1/300 in NSD.")  # fmt: skip
-@storage_options
+@grouped(STORAGE_OPTIONS, StorageOptions, "stored")
 @click.option("--overwrite", is_flag=True, help="Replace the subject.")
 def import_command(
     bundle: Path,
@@ -56,10 +57,7 @@ def import_command(
     heads: tuple[tuple[str, Path], ...],
     scans: Path,
     beta_scale: float,
-    fidelity: float,
-    max_size: float | None,
-    storage: Storage,
-    exact: bool,
+    stored: StorageOptions,
     overwrite: bool,
 ) -> None:
     """Bring regression weights, such as Brain-Diffuser's, into the form that decode reads.
@@ -78,20 +76,17 @@ def import_command(
     except (OSError, ValueError, EOFError) as error:
         raise input_error(scans, f"cannot be read ({error}): give betas as .npy") from error
     basis = VoxelScale.of(betas, np.ones(len(betas) if betas.ndim else 0))
-    found = {}
+    dense = {}
     for name, path in heads:
         graph, tensor = _SHAPES[name]
         shape = tuple(int(size) for size in opened.graph(graph).tensor(tensor).shape[1:])
-        found[name] = DenseHead(path, shape, basis, betas)
+        dense[name] = DenseHead(path, shape, basis, betas)
     write = partial(
         write_subject,
         name=subject,
-        heads=found,
+        heads=dense,
         beta_scale=beta_scale,
-        storage=storage,
-        exact=exact,
-        fidelity=fidelity,
-        max_bytes=in_bytes(max_size),
+        **asdict(stored),
         encoders=opened.encoders,
         provenance={"imported": True},
         report=watch.say,

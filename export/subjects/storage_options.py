@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, get_args
 
 import click
@@ -10,7 +9,12 @@ import click
 from unibrain_rt.export.subjects.ridge.storage import Storage
 from unibrain_rt.export.subjects.subject_writer import FIDELITY
 
-_OPTIONS = (
+
+def _in_bytes(context: click.Context, option: click.Parameter, max_size: float | None) -> int | None:
+    return None if max_size is None else max(1, round(max_size * 1e6))
+
+
+STORAGE_OPTIONS: tuple[Any, ...] = (
     click.option(
         "--fidelity",
         type=click.FloatRange(0, 1, min_open=True),
@@ -20,7 +24,9 @@ _OPTIONS = (
     ),
     click.option(
         "--max-size",
+        "max_bytes",
         type=click.FloatRange(0, min_open=True),
+        callback=_in_bytes,
         help="MB that the heads may take: keep no more than fits, whatever the fidelity.",
     ),
     click.option(
@@ -32,15 +38,3 @@ _OPTIONS = (
     ),
     click.option("--exact", is_flag=True, help="Store whole weight matrices instead of factors."),
 )
-
-
-def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --fidelity, --max-size, --storage and --exact: ``fidelity``, ``max_size``, ``storage`` and ``exact``."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def in_bytes(max_size: float | None) -> int | None:
-    """What --max-size says, in bytes."""
-    return None if max_size is None else max(1, round(max_size * 1e6))

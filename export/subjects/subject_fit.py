@@ -26,9 +26,8 @@ from unibrain_rt.export.subjects.datasets.dataset import Dataset
 from unibrain_rt.export.subjects.encoders import TargetEncoder
 from unibrain_rt.export.subjects.ridge import ALPHAS, Calibration, RidgeFit, fit_heads
 from unibrain_rt.export.subjects.ridge.journal import Journal
-from unibrain_rt.export.subjects.ridge.storage import Storage
 from unibrain_rt.export.subjects.ridge.targets import release
-from unibrain_rt.export.subjects.subject_writer import FIDELITY, write_subject
+from unibrain_rt.export.subjects.subject_writer import StorageOptions, write_subject
 
 Half = NDArray[np.float16]
 Report = Callable[[str], None]
@@ -37,19 +36,15 @@ CaptionsUsed = Literal["first", "mean"]
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """How a subject is fitted and stored; what each does is told where it is used."""
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(StorageOptions):
+    """How a subject is fitted and stored; `fit_heads`, `encode_dataset` and `write_subject` tell what each does."""
 
     alphas: tuple[float, ...] = ALPHAS
     folds: int | None = None
     calibration: Calibration = "variance"
     captions_used: CaptionsUsed = "first"
     weigh_repeats: bool = False
-    fidelity: float = FIDELITY
-    max_bytes: int | None = None
-    storage: Storage = "int8"
-    exact: bool = False
 
 
 @contextmanager
@@ -141,9 +136,9 @@ def encode_dataset(
     def pictures(side: int, part: slice) -> NDArray[np.uint8]:
         return dataset.stimuli.images(side, first[part])
 
-    for part, found in encoder.blocks(pictures, captions, done):
+    for part, block in encoder.blocks(pictures, captions, done):
         rows = order[bounds[part.start] : bounds[part.stop]]
-        for head, values in found.items():
+        for head, values in block.items():
             targets[head][rows] = np.clip(values[inverse[rows] - part.start], -_HALF_MAX, _HALF_MAX)
         tenths = 10 * part.stop // len(names)
         if tenths > told or journal.due:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -32,7 +33,17 @@ from unibrain_rt.subject_files import DESCRIPTION_FILE, ROI_FILE, SCHEMA_VERSION
 FIDELITY = 0.998
 
 _CHECKED_SCANS = 256  # on which it is measured what rounding takes
-_FOUND = 0.9995  # of each head, in components of which the ranks are then chosen
+_SEARCHED = 0.9995  # of each head is kept by the components among which the ranks are then chosen
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """The arguments of `write_subject` with these names."""
+
+    fidelity: float = FIDELITY
+    max_bytes: int | None = None
+    storage: Storage = "int8"
+    exact: bool = False
 
 
 class WritableHead(Protocol):
@@ -142,14 +153,14 @@ def _stored(
     """Heads in factors of the ranks that all of them together need."""
     check_fidelity(fidelity)
     budget = min(1.0, fidelity + ROUNDING[storage])
-    # What it takes to find them does not depend on how many are kept, so one search serves every budget.
-    reduced = {key: heads[key].reduced(max(budget, _FOUND), journal, report) for key in INPUTS}
+    # How long components take to find does not depend on how many are kept, so one search serves every budget.
+    reduced = {key: heads[key].reduced(max(budget, _SEARCHED), journal, report) for key in INPUTS}
     width, scale = np.dtype(storage).itemsize, 4 if storage == "int8" else 0
     voxels = heads[INPUTS[0]].basis.voxels
     targets = {key: math.prod(head.shape) for key, head in heads.items()}
     offsets = 8 * voxels + (12 + scale) * sum(targets.values())
     ranks = share_out(
-        {key: found.shares for key, found in reduced.items()},
+        {key: factors.shares for key, factors in reduced.items()},
         {key: width * (voxels + targets[key]) + scale for key in INPUTS},
         budget,
         None if max_bytes is None else max_bytes - offsets,
@@ -157,8 +168,10 @@ def _stored(
     if report is not None:
         report(f"ranks: {', '.join(f'{key} {ranks[key]:,}' for key in INPUTS)}")
     return {
-        key: Stored(key, found.cut(ranks[key]), storage, heads[key].some_z(_CHECKED_SCANS), heads[key].units)
-        for key, found in reduced.items()
+        key: Stored(
+            key, factors.cut(ranks[key]), storage, heads[key].some_z(_CHECKED_SCANS), heads[key].units
+        )
+        for key, factors in reduced.items()
     }
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from unibrain_rt.export.subjects.ridge import RidgeFit, fit_heads
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
@@ -39,3 +41,20 @@ def solved(z: Array, targets: Array, alpha: float) -> tuple[Array, Array]:
 
 def relative(found: Any, expected: Any) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def fit_ridge(voxels: Any, targets: Any, *options: Any, **named: Any) -> RidgeFit:
+    """`fit_heads` for one head: voxels (N, V), targets (N, *shape)."""
+    return fit_heads(voxels, {"head": targets}, *options, **named)["head"]
+
+
+def weight_of(fit: RidgeFit) -> Array:
+    """All of a head's weights (V, T), as decodes use them: float32."""
+    return np.concatenate([block for _, block in fit.weights()], axis=1).astype(np.float32)
+
+
+def predicted(fit: RidgeFit, voxels: Any) -> Array:
+    """Calibrated predictions (M, *shape) of betas (M, V), without making weights."""
+    of_targets = fit.coefficients(fit.basis.z(voxels) @ fit.basis.axes)
+    departures = np.concatenate([of_targets @ y for _, y in fit.blocks()], axis=1)
+    return (fit.target_mean + fit.calibration * departures).reshape(-1, *fit.shape)

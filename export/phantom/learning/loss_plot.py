@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 LOSSES = "losses.png"
 _SMOOTHING = 60  # log lines under one running mean, about a minute
@@ -17,10 +18,8 @@ def plot_losses(folder: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    logs = [(path.stem, _read(path)) for path in folder.glob("*.jsonl")]
-    logs = sorted(
-        (log for log in logs if log[1]), key=lambda log: (folder / f"{log[0]}.jsonl").stat().st_mtime
-    )
+    paths = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    logs = [(path.stem, losses) for path in paths if (losses := _read(path))]
     columns = 4
     rows = max(1, -(-len(logs) // columns))
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
@@ -30,10 +29,7 @@ def plot_losses(folder: Path) -> Path:
         steps = sorted(losses)
         values = [losses[step] for step in steps]
         width = max(1, min(_SMOOTHING, len(values) // 8))
-        means = [
-            sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
-            for i in range(len(values))
-        ]
+        means = [fmean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
         axes.plot(steps, values, color="0.8", linewidth=0.7)
         axes.plot(steps, means, color="tab:blue", linewidth=1.3)
         axes.set_title(name, fontsize=9)

@@ -1,7 +1,7 @@
 """Training the phantom from scratch: vocabularies, scenes, models, and a checkpoint in the published layout.
 
 The result is a folder that ``unibrain-rt export`` reads like any published checkpoint. Every stage can be
-stopped and started again; those that do not depend on each other, ``autokl`` and ``language``, may run in two
+stopped and started again; those that do not depend on each other, AutoKL, CLIP and Optimus, may run in three
 processes.
 """
 
@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from unibrain_rt.export.phantom.small_architecture import phantom_architecture
 from unibrain_rt.export.phantom.tokenizers import write_tokenizers
 
 Report = Callable[[str, int, int, float], None]
+CHECKPOINT = "vd-four-flow-v1-0.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,132 +55,122 @@ class Recipe:
     optimus_steps: int = 2000
     naming_steps: int = 1200
     unet_steps: int = 2895
-    caption_steps: int = 1600
+    text_steps: int = 1600
     seed: int = 0
 
 
-def train_autokl(folder: Path, recipe: Recipe, report: Report) -> AutoKLLearner:
-    """Learn (or load, if learned) the image autoencoder."""
-    torch.manual_seed(recipe.seed)
-    learner = AutoKLLearner(_architecture(folder), _world(folder, recipe))
-    module = learner.module
-    train(
-        Stage("autokl", module, learner.loss, recipe.autokl_steps, 1.5e-3, average=0.99),
-        folder,
-        recipe.seed,
-        report,
-    )
-    sharpening = Stage(
-        "sharpening", module, learner.sharpening_loss, recipe.sharpening_steps, 1.2e-3, average=0.99
-    )
-    train(sharpening, folder, recipe.seed + 4, report)
-    colouring = Stage(
-        "colouring", module, learner.colouring_loss, recipe.colouring_steps, 1.5e-3, average=0.99
-    )
-    train(colouring, folder, recipe.seed + 5, report)
-    refining = Stage("refining", module, learner.colouring_loss, recipe.refining_steps, 1e-3, average=0.995)
-    train(refining, folder, recipe.seed + 9, report)
-    return learner
+class Run:
+    """A training in ``folder``. Each method learns one model, or loads what was learned of it before."""
 
+    def __init__(self, folder: Path, recipe: Recipe, report: Report) -> None:
+        self.folder, self.recipe, self._report = folder, recipe, report
 
-def train_clip(folder: Path, recipe: Recipe, report: Report) -> CLIPLearner:
-    """Learn (or load) CLIP."""
-    torch.manual_seed(recipe.seed)
-    clip = CLIPLearner(_architecture(folder), _world(folder, recipe))
-    stage = Stage("clip", clip, clip.loss, recipe.clip_steps, 1e-3, weight_decay=0.02, average=0.99)
-    train(stage, folder, recipe.seed + 1, report)
-    return clip
+    @cached_property
+    def sizes(self) -> Architecture:
+        """All sizes; the scale factor of AutoKL's latents is not known yet."""
+        prepare(self.folder)
+        return phantom_architecture(self.folder / "tokenizers")
 
+    @cached_property
+    def world(self) -> World:
+        return World.cached(
+            self.folder, self.recipe.scenes, self.recipe.seed, self.sizes, self.folder / "tokenizers"
+        )
 
-def train_optimus(folder: Path, recipe: Recipe, report: Report) -> OptimusLearner:
-    """Learn (or load) Optimus."""
-    torch.manual_seed(recipe.seed)
-    optimus = OptimusLearner(_architecture(folder), _world(folder, recipe))
-    telling = Stage("optimus", optimus, optimus.loss, recipe.optimus_steps, 1e-3, average=0.99)
-    train(telling, folder, recipe.seed + 2, report)
-    optimus.turn()  # so that the looks of colours come where the latent holds least
-    naming = Stage("naming", optimus, optimus.colour_loss, recipe.naming_steps, 1e-3, average=0.99)
-    train(naming, folder, recipe.seed + 6, report)
-    return optimus
+    def autokl(self) -> AutoKLLearner:
+        """The image autoencoder."""
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        learner = AutoKLLearner(self.sizes, self.world)
+        for name, loss, steps, learning_rate, average, seed in (
+            ("autokl", learner.loss, recipe.autokl_steps, 1.5e-3, 0.99, 0),
+            ("sharpening", learner.sharpening_loss, recipe.sharpening_steps, 1.2e-3, 0.99, 4),
+            ("colouring", learner.colouring_loss, recipe.colouring_steps, 1.5e-3, 0.99, 5),
+            ("refining", learner.colouring_loss, recipe.refining_steps, 1e-3, 0.995, 9),
+        ):
+            self._train(Stage(name, learner.module, loss, steps, learning_rate, average=average), seed)
+        return learner
 
+    def clip(self) -> CLIPLearner:
+        torch.manual_seed(self.recipe.seed)
+        clip = CLIPLearner(self.sizes, self.world)
+        steps = self.recipe.clip_steps
+        self._train(Stage("clip", clip, clip.loss, steps, 1e-3, weight_decay=0.02, average=0.99), 1)
+        return clip
 
-def train_unet(folder: Path, recipe: Recipe, report: Report) -> tuple[UNetLearner, Architecture, CLIPLearner]:
-    """Learn (or load) the four-flow UNet's image flows, on the latents of AutoKL and the contexts of CLIP.
+    def optimus(self) -> OptimusLearner:
+        torch.manual_seed(self.recipe.seed)
+        optimus = OptimusLearner(self.sizes, self.world)
+        self._train(Stage("optimus", optimus, optimus.loss, self.recipe.optimus_steps, 1e-3, average=0.99), 2)
+        optimus.turn()  # so that the looks of colours come where the latent holds least
+        naming = Stage("naming", optimus, optimus.colour_loss, self.recipe.naming_steps, 1e-3, average=0.99)
+        self._train(naming, 6)
+        return optimus
 
-    Also gives the final sizes and CLIP.
-    """
-    autokl = train_autokl(folder, recipe, report)
-    clip = train_clip(folder, recipe, report)
-    scale_factor = SPREAD / autokl.latent_std()
-    architecture = _architecture(folder)
-    architecture = replace(architecture, autokl=replace(architecture.autokl, scale_factor=scale_factor))
-    world = _world(folder, recipe)
-    latents = Latents.cached(
-        folder / f"latents_{recipe.scenes}_{recipe.seed}.safetensors",
-        lambda: Latents.encode(world, architecture, autokl.module, clip, scale_factor),
-    )
-    torch.manual_seed(recipe.seed)
-    unet = UNetLearner(architecture, latents)
-    stage = Stage(
-        "unet",
-        unet.module,
-        unet.loss,
-        recipe.unet_steps,
-        1.5e-3,
-        average=0.998,
-        parameters=unet.parameters(),
-    )
-    train(stage, folder, recipe.seed + 3, report)
-    return unet, architecture, clip
+    def unet(self) -> tuple[UNetLearner, Architecture, AutoKLLearner, CLIPLearner]:
+        """The four-flow UNet's image flows, on the latents of AutoKL and the contexts of CLIP, which come along.
 
+        The sizes that are given, too, have AutoKL's scale factor.
+        """
+        autokl, clip = self.autokl(), self.clip()
+        scale_factor = SPREAD / autokl.latent_std()
+        architecture = replace(self.sizes, autokl=replace(self.sizes.autokl, scale_factor=scale_factor))
+        latents = Latents.cached(
+            self.folder / f"latents_{self.recipe.scenes}_{self.recipe.seed}.safetensors",
+            lambda: Latents.encode(self.world, architecture, autokl.module, clip, scale_factor),
+        )
+        torch.manual_seed(self.recipe.seed)
+        unet = UNetLearner(architecture, latents)
+        self._train(
+            Stage(
+                "unet",
+                unet.module,
+                unet.image_loss,
+                self.recipe.unet_steps,
+                1.5e-3,
+                average=0.998,
+                parameters=unet.image_parameters(),
+            ),
+            3,
+        )
+        return unet, architecture, autokl, clip
 
-def train_captions(
-    unet: UNetLearner, optimus: OptimusLearner, folder: Path, recipe: Recipe, report: Report
-) -> None:
-    """The text flow's own blocks, on Optimus' latents, which are scaled to ``TEXT_SPREAD``."""
-    optimus.spread(TEXT_SPREAD)
-    unet.latents = replace(unet.latents, text=encode_text(_world(folder, recipe), optimus))
-    stage = Stage(
-        "captions",
-        unet.module,
-        unet.caption_loss,
-        recipe.caption_steps,
-        1.5e-3,
-        average=0.998,
-        parameters=unet.caption_parameters(),
-    )
-    train(stage, folder, recipe.seed + 8, report)
+    def checkpoint(self) -> None:
+        """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``.
 
+        The text flow's own blocks are learned last, on Optimus' latents, which are scaled to ``TEXT_SPREAD``.
+        """
+        optimus = self.optimus()
+        unet, architecture, autokl, clip = self.unet()
+        optimus.spread(TEXT_SPREAD)
+        unet.latents = replace(unet.latents, text=encode_text(self.world, optimus))
+        self._train(
+            Stage(
+                "text",
+                unet.module,
+                unet.text_loss,
+                self.recipe.text_steps,
+                1.5e-3,
+                average=0.998,
+                parameters=unet.text_parameters(),
+            ),
+            8,
+        )
+        config = json.dumps(architecture.to_mapping(), indent=1)
+        (self.folder / "config.json").write_text(config, encoding="utf-8")
+        levels = len(architecture.autokl.channel_mult)
+        tensors = {
+            **_renamed(unet.module, lambda key: f"diffuser.{key}"),
+            **_renamed(autokl.module, lambda key: f"vae.image.{autokl_key(key, levels)}"),
+            **_renamed(clip.image, lambda key: f"ctx.image.model.{key}"),
+            **_renamed(clip.text, lambda key: f"ctx.text.model.{key}"),
+            **_renamed(optimus.encoder, lambda key: f"vae.text.encoder.{encoder_key(key)}"),
+            **_renamed(optimus.decoder, lambda key: f"vae.text.decoder.{decoder_key(key)}"),
+        }
+        save_file(tensors, self.folder / CHECKPOINT)
 
-def train_phantom(folder: Path, recipe: Recipe, report: Report) -> None:
-    """Learn everything and write ``vd-four-flow-v1-0.safetensors``, ``config.json`` and ``tokenizers/``."""
-    optimus = train_optimus(folder, recipe, report)
-    autokl = train_autokl(folder, recipe, report)
-    unet, architecture, clip = train_unet(folder, recipe, report)
-    train_captions(unet, optimus, folder, recipe, report)
-    write_checkpoint(folder, architecture, unet, autokl, clip, optimus)
-
-
-def write_checkpoint(
-    folder: Path,
-    architecture: Architecture,
-    unet: UNetLearner,
-    autokl: AutoKLLearner,
-    clip: CLIPLearner,
-    optimus: OptimusLearner,
-) -> None:
-    """All models in the published layout, and their sizes."""
-    (folder / "config.json").write_text(json.dumps(architecture.to_mapping(), indent=1), encoding="utf-8")
-    levels = len(architecture.autokl.channel_mult)
-    tensors = {
-        **_renamed(unet.module, lambda key: f"diffuser.{key}"),
-        **_renamed(autokl.module, lambda key: f"vae.image.{autokl_key(key, levels)}"),
-        **_renamed(clip.image, lambda key: f"ctx.image.model.{key}"),
-        **_renamed(clip.text, lambda key: f"ctx.text.model.{key}"),
-        **_renamed(optimus.encoder, lambda key: f"vae.text.encoder.{encoder_key(key)}"),
-        **_renamed(optimus.decoder, lambda key: f"vae.text.decoder.{decoder_key(key)}"),
-    }
-    save_file(tensors, folder / "vd-four-flow-v1-0.safetensors")
+    def _train(self, stage: Stage, seed: int) -> None:
+        train(stage, self.folder, self.recipe.seed + seed, self._report)
 
 
 def prepare(folder: Path) -> None:
@@ -192,15 +184,6 @@ def prepare(folder: Path) -> None:
         partial.rename(folder / "tokenizers")
     except OSError:  # a stage that runs beside this one was first, with the same
         shutil.rmtree(partial)
-
-
-def _architecture(folder: Path) -> Architecture:
-    prepare(folder)
-    return phantom_architecture(folder / "tokenizers")
-
-
-def _world(folder: Path, recipe: Recipe) -> World:
-    return World.cached(folder, recipe.scenes, recipe.seed, _architecture(folder), folder / "tokenizers")
 
 
 def _renamed(module: nn.Module, rename: Callable[[str], str]) -> dict[str, Tensor]:

@@ -37,8 +37,8 @@ class Latents:
     image: Tensor  # (N, C, h, w)
     image_context: Tensor  # (N, L, D)
     text_context: Tensor  # (phrasings, N, L, D)
-    no_image: Tensor  # (1, L, D): the context of the black image
-    no_text: Tensor  # (1, L, D): of the empty caption
+    no_image: Tensor  # (1, L, D): the unconditional context, that of the black image
+    no_text: Tensor  # (1, L, D): likewise, of the empty caption
     text: Tensor | None = None  # (phrasings, N, D); the image flows do without
 
     @classmethod
@@ -93,63 +93,59 @@ class UNetLearner:
     """Noise prediction under one context or a random mixture of both; 10 % of contexts are dropped."""
 
     def __init__(
-        self, architecture: Architecture, latents: Latents, batch: int = 64, caption_batch: int = 128
+        self, architecture: Architecture, latents: Latents, image_batch: int = 64, text_batch: int = 128
     ) -> None:
         self.module = FourFlowUNet(architecture.unet)
-        self.latents, self.batch, self.caption_batch = latents, batch, caption_batch
+        self.latents, self.image_batch, self.text_batch = latents, image_batch, text_batch
         schedule = Schedule(**vars(architecture.schedule))
         self.alphas = torch.from_numpy(alphas_cumprod(schedule)).float()
 
-    def loss(self, rng: np.random.Generator, step: int) -> Tensor:
-        """The image flows."""
-        return self._loss(rng, "image", self.batch)
+    def image_loss(self, rng: np.random.Generator, step: int) -> Tensor:
+        """What ``image_parameters`` learn by."""
+        return self._loss(rng, "image", self.image_batch)
 
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """What ``loss`` is for: all but the text flow's own blocks."""
-        own = {id(parameter) for parameter in self.caption_parameters()}
-        return tuple(parameter for parameter in self.module.parameters() if id(parameter) not in own)
+    def image_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The blocks of the image flow and the contexts' transformers, which both flows share."""
+        text = {id(parameter) for parameter in self.text_parameters()}
+        return tuple(parameter for parameter in self.module.parameters() if id(parameter) not in text)
 
-    def caption_loss(self, rng: np.random.Generator, step: int) -> Tensor:
-        """The text flows, afterwards: the contexts' transformers, which both share, stay as they are."""
-        return self._loss(rng, "text", self.caption_batch)
+    def text_loss(self, rng: np.random.Generator, step: int) -> Tensor:
+        """What ``text_parameters`` learn by afterwards; all others stay as they are."""
+        return self._loss(rng, "text", self.text_batch)
 
-    def caption_parameters(self) -> tuple[nn.Parameter, ...]:
-        """What ``caption_loss`` is for: the blocks that only the text flow uses."""
+    def text_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The blocks that only the text flow uses."""
         return tuple(self.module.text.data_blocks.parameters())
 
     def _loss(self, rng: np.random.Generator, flow: Flow, batch: int) -> Tensor:
-        index = rng.integers(len(self.latents.image), size=batch)
-        phrasing = rng.integers(len(self.latents.text_context), size=batch)
+        latents = self.latents
+        index = rng.integers(len(latents.image), size=batch)
+        phrasing = rng.integers(len(latents.text_context), size=batch)
         contexts = {
-            "image": self._context(rng, self.latents.image_context[index], self.latents.no_image),
-            "text": self._context(rng, self.latents.text_context[phrasing, index], self.latents.no_text),
+            "image": _blurred(rng, latents.image_context[index], latents.no_image),
+            "text": _blurred(rng, latents.text_context[phrasing, index], latents.no_text),
         }
         # Guidance drops both contexts at once; so does this.
         dropped = torch.from_numpy(rng.random(batch) < DROPPED_CONTEXTS)[:, None, None]
-        contexts["image"] = torch.where(dropped, self.latents.no_image, contexts["image"])
-        contexts["text"] = torch.where(dropped, self.latents.no_text, contexts["text"])
-        given = [("image",), ("text",), ("image", "text"), ("image", "text")][rng.integers(4)]
-        chosen = {name: contexts[name] for name in given}
+        contexts["image"] = torch.where(dropped, latents.no_image, contexts["image"])
+        contexts["text"] = torch.where(dropped, latents.no_text, contexts["text"])
+        names = [("image",), ("text",), ("image", "text"), ("image", "text")][rng.integers(4)]
         ratio = float(rng.random())
         if flow == "image":
-            clean = self.latents.image[index]
+            clean = latents.image[index]
         else:
-            assert self.latents.text is not None, "captions are learned after Optimus"
-            clean = self.latents.text[phrasing, index]
-        return self._flow_loss(rng, flow, clean, chosen, ratio)
-
-    def _flow_loss(
-        self, rng: np.random.Generator, flow: Flow, clean: Tensor, contexts: dict[str, Tensor], ratio: float
-    ) -> Tensor:
-        timesteps = torch.from_numpy(rng.integers(len(self.alphas), size=len(clean)))
+            assert latents.text is not None, "the text flow is learned after Optimus"
+            clean = latents.text[phrasing, index]
+        timesteps = torch.from_numpy(rng.integers(len(self.alphas), size=batch))
         noise = normal(rng, clean.shape)
         alpha = self.alphas[timesteps].view(-1, *[1] * (clean.dim() - 1))
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        predicted = self.module(flow, noisy, timesteps, contexts, ratio)  # type: ignore[arg-type]
+        chosen = {name: contexts[name] for name in names}
+        predicted = self.module(flow, noisy, timesteps, chosen, ratio)  # type: ignore[arg-type]
         return F.mse_loss(predicted, noise)
 
-    def _context(self, rng: np.random.Generator, context: Tensor, nothing: Tensor) -> Tensor:
-        # Contexts regressed from voxels are blurred; some noise in training makes guidance by them robust.
-        strength = torch.from_numpy(rng.random((len(context), 1, 1), dtype=np.float32)) * 0.5
-        spread = (context - nothing).std()
-        return context + strength * spread * normal(rng, context.shape)
+
+def _blurred(rng: np.random.Generator, context: Tensor, unconditional: Tensor) -> Tensor:
+    """Contexts regressed from voxels are blurred; some noise in training makes guidance by them robust."""
+    strength = torch.from_numpy(rng.random((len(context), 1, 1), dtype=np.float32)) * 0.5
+    return context + strength * (context - unconditional).std() * normal(rng, context.shape)

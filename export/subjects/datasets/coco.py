@@ -37,7 +37,7 @@ def coco_captions(info: Path, folder: Path, stimuli: Sequence[int]) -> dict[int,
 
 def _sources(path: Path, wanted: frozenset[int]) -> dict[int, tuple[str, int]]:
     """Stimulus -> the split and the number of its COCO picture."""
-    found = {}
+    sources = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
@@ -48,12 +48,12 @@ def _sources(path: Path, wanted: frozenset[int]) -> dict[int, tuple[str, int]]:
                 if stimulus in wanted:
                     if split not in SPLITS:
                         raise input_error(path, f"stimulus {stimulus} is of no split of COCO: copy it again")
-                    found[stimulus] = (split, picture)
+                    sources[stimulus] = (split, picture)
     except OSError as error:
         raise input_error(path, f"cannot be read ({error.strerror}): copy NSD's file there") from error
     except (ValueError, TypeError, csv.Error) as error:  # not UTF-8 is a ValueError, too
         raise input_error(path, f"damaged ({one_line(str(error), 90)}): copy NSD's file again") from error
-    return found
+    return sources
 
 
 def _captions(path: Path, wanted: frozenset[int]) -> dict[int, tuple[str, ...]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+from unibrain_rt.export.option_groups import Decorator, grouped
 
 if TYPE_CHECKING:
     from unibrain_rt.export.subjects.datasets.dataset import Dataset
@@ -66,7 +67,7 @@ class DataFiles:
         return read_folder(name, self.scans, self.images, self.captions, mask=self.mask, rois=self.rois)
 
 
-def data_options(*, nsd: str, scans: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def data_options(*, nsd: str, scans: str) -> Decorator:
     """Give a command the options of `DataFiles`, which it takes as ``data``; help of two of them is its own."""
     options = [
         click.option("--nsd", type=_path, help=f"Folder of NSD, or of a phantom's recording: {nsd}"),
@@ -83,15 +84,4 @@ def data_options(*, nsd: str, scans: str) -> Callable[[Callable[..., Any]], Call
         click.option("--mask", type=_path, help="With --scans: NIfTI, above 0 where the voxels lie."),
         click.option("--rois", type=_path, help="With --mask: folder of region files named as in NSD."),
     ]
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(command)
-        def collected(**given: Any) -> Any:
-            files = {field.name: given.pop(field.name) for field in fields(DataFiles)}
-            return command(data=DataFiles(**files), **given)
-
-        for option in reversed(options):
-            collected = option(collected)
-        return collected
-
-    return decorate
+    return grouped(options, DataFiles, "data")

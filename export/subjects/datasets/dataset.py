@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,41 +16,29 @@ from unibrain_rt.errors import InputError
 BETA_SCALE = 1 / 300
 
 
-class Stimuli(Protocol):
+@dataclass(frozen=True, eq=False)
+class Stimuli:
     """Pictures that are read when they are asked for: a set of tens of thousands is never held."""
 
-    def __len__(self) -> int: ...
+    read: Callable[[Sequence[int]], Iterable[Image.Image]]
+    """Pictures by their numbers in the set that is stored. Raises `InputError`."""
+    numbers: NDArray[np.int64]
+    """(N,): which of the stored pictures these are. Of ``[7, 7, 2]``, the first two are one picture."""
 
-    def images(self, size: int, rows: ArrayLike | slice | None = None) -> NDArray[np.uint8]:
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def select(self, rows: ArrayLike | slice) -> Stimuli:
+        """Those in these rows, in this order."""
+        return replace(self, numbers=self.numbers[rows])
+
+    def images(self, size: int, rows: ArrayLike | slice = slice(None)) -> NDArray[np.uint8]:
         """Pictures (n, size, size, 3) of these rows, all by default. Raises `InputError`."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayStimuli:
-    """Pictures (N, H, W, 3) that are in memory already."""
-
-    pictures: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def images(self, size: int, rows: ArrayLike | slice | None = None) -> NDArray[np.uint8]:
-        return resized(self.pictures[chosen(rows, len(self))], size)
-
-
-@dataclass(frozen=True, eq=False)
-class _Selected:
-    """Some rows of other stimuli."""
-
-    stimuli: Stimuli
-    rows: NDArray[np.intp]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def images(self, size: int, rows: ArrayLike | slice | None = None) -> NDArray[np.uint8]:
-        return self.stimuli.images(size, self.rows[chosen(rows, len(self))])
+        numbers = self.numbers[rows].tolist()
+        pictures = np.empty((len(numbers), size, size, 3), np.uint8)
+        for row, picture in enumerate(self.read(numbers)):
+            pictures[row] = fitted(picture, size)
+        return pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,22 +99,15 @@ class Dataset:
 
     def select(self, rows: ArrayLike | slice) -> Dataset:
         """The dataset of these scans alone, in this order."""
-        places = chosen(rows, self.scans)
+        places = np.arange(self.scans)[rows]
         return replace(
             self,
             betas=self.betas[places],
-            stimuli=_Selected(self.stimuli, places),
+            stimuli=self.stimuli.select(places),
             captions=tuple(self.captions[place] for place in places),
             groups=self.groups[places],
             repeats=self.repeats[places],
         )
-
-
-def chosen(rows: ArrayLike | slice | None, count: int) -> NDArray[np.intp]:
-    """Numbers of the chosen rows out of ``count``: of all, of a slice, or as listed."""
-    if rows is None or isinstance(rows, slice):
-        return np.arange(count)[slice(None) if rows is None else rows]
-    return np.arange(count)[np.asarray(rows)]
 
 
 def resized(images: NDArray[Any], size: int) -> NDArray[np.uint8]:

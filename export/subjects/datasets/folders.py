@@ -9,45 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 from unibrain_rt.errors import InputError, input_error, one_line
-from unibrain_rt.export.subjects.datasets.dataset import BETA_SCALE, Dataset, chosen, fitted
+from unibrain_rt.export.subjects.datasets.dataset import BETA_SCALE, Dataset, Stimuli
 from unibrain_rt.export.subjects.datasets.volumes import read_mask, read_rois
 from unibrain_rt.scans import VoxelSpace
 from unibrain_rt.scans.scan_file import inspect
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _MOST_CAPTION_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, eq=False)
-class FileStimuli:
-    """Pictures in files of their own."""
-
-    paths: tuple[Path, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def images(self, size: int, rows: ArrayLike | slice | None = None) -> NDArray[np.uint8]:
-        places = chosen(rows, len(self))
-        pictures = np.empty((len(places), size, size, 3), np.uint8)
-        for row, place in enumerate(places):
-            path = self.paths[place]
-            try:
-                with Image.open(path) as image:
-                    pictures[row] = fitted(image, size)
-            except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and its own
-                problem = f"no picture that can be read ({one_line(str(error), 90)})"
-                raise input_error(path, f"{problem}: save it again as PNG") from error
-        return pictures
 
 
 def read_folder(
@@ -96,7 +72,9 @@ def read_folder(
     return Dataset(
         name,
         values,
-        FileStimuli(tuple(files[stem] for stem in stems)),
+        Stimuli(
+            lambda numbers: (_picture(files[stems[number]]) for number in numbers), np.arange(len(stems))
+        ),
         texts,
         groups=np.arange(len(values)),
         repeats=np.ones(len(values), np.int64),
@@ -144,13 +122,13 @@ def read_captions(path: Path) -> Mapping[str, tuple[str, ...]] | Sequence[tuple[
     if path.suffix.lower() != ".json":
         return [_phrasings(path, f"line {number}", line) for number, line in enumerate(text.splitlines(), 1)]
     try:
-        found: Any = json.loads(text)
+        said: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise input_error(path, f"not valid JSON ({error}): mend it") from error
-    if isinstance(found, dict):
-        return {stem: _phrasings(path, f"entry {stem!r}", said) for stem, said in found.items()}
-    if isinstance(found, list):
-        return [_phrasings(path, f"entry {number}", said) for number, said in enumerate(found)]
+    if isinstance(said, dict):
+        return {stem: _phrasings(path, f"entry {stem!r}", entry) for stem, entry in said.items()}
+    if isinstance(said, list):
+        return [_phrasings(path, f"entry {number}", entry) for number, entry in enumerate(said)]
     raise input_error(path, "neither an object nor a list: give captions by picture or in the scans' order")
 
 
@@ -168,15 +146,24 @@ def _pictures(folder: Path) -> dict[str, Path]:
     """Pictures by their names without suffix, sorted by name."""
     if not folder.is_dir():
         raise input_error(folder, "no such folder: name the one with the pictures that were shown")
-    found: dict[str, Path] = {}
+    pictures: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in PICTURES and not path.name.startswith("."):
-            if path.stem in found:
-                raise input_error(path, f"and {found[path.stem].name} have one name: remove or rename one")
-            found[path.stem] = path
-    if not found:
+            if path.stem in pictures:
+                raise input_error(path, f"and {pictures[path.stem].name} have one name: remove or rename one")
+            pictures[path.stem] = path
+    if not pictures:
         raise input_error(folder, f"no pictures: put what was shown there ({', '.join(PICTURES)})")
-    return dict(sorted(found.items()))
+    return dict(sorted(pictures.items()))
+
+
+def _picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and its own
+        problem = f"no picture that can be read ({one_line(str(error), 90)})"
+        raise input_error(path, f"{problem}: save it again as PNG") from error
 
 
 def _voxels(path: Path) -> int | None:

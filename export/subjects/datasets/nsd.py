@@ -17,17 +17,19 @@ way round, (trials, z, y, x). Trial t showed the subject's picture ``masterorder
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from PIL import Image
 
 from unibrain_rt.errors import InputError, input_error, one_line
 from unibrain_rt.export.subjects.datasets.coco import coco_captions
-from unibrain_rt.export.subjects.datasets.dataset import BETA_SCALE, Dataset, chosen, resized
+from unibrain_rt.export.subjects.datasets.dataset import BETA_SCALE, Dataset, Stimuli
 from unibrain_rt.export.subjects.datasets.hdf5 import hdf5_array
 from unibrain_rt.export.subjects.datasets.nsd_session import SESSION_TRIALS, Session
 from unibrain_rt.export.subjects.datasets.volumes import read_mask, read_rois
@@ -69,25 +71,6 @@ class Design:
 
     shown: NDArray[np.int64]  # (trials,): stimulus of each trial
     shared: NDArray[np.int64]  # stimuli of all subjects
-
-
-@dataclass(frozen=True, eq=False)
-class BrickStimuli:
-    """Pictures in an HDF5 brick (stimuli, side, side, 3), read one at a time."""
-
-    path: Path
-    stimuli: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.stimuli)
-
-    def images(self, size: int, rows: ArrayLike | slice | None = None) -> NDArray[np.uint8]:
-        places = self.stimuli[chosen(rows, len(self))]
-        pictures = np.empty((len(places), size, size, 3), np.uint8)
-        with hdf5_array(self.path, BRICK) as brick:
-            for row, place in enumerate(places):
-                pictures[row] = resized(np.asarray(brick[int(place)])[None], size)[0]
-        return pictures
 
 
 def read_nsd(
@@ -151,7 +134,7 @@ def read_nsd(
     return Dataset(
         subject,
         betas,
-        BrickStimuli(root / STIMULI, stimuli),
+        Stimuli(partial(_brick_pictures, root / STIMULI), stimuli),
         tuple(said[stimulus] for stimulus in stimuli.tolist()),
         groups=stimuli,
         repeats=counts if average else np.ones(len(stimuli), np.int64),
@@ -186,16 +169,16 @@ def read_design(path: Path, number: int) -> Design:
 
 def _sessions(folder: Path) -> dict[int, Path]:
     """Session number -> its file; of two, the one that need not be unpacked."""
-    found: dict[int, Path] = {}
+    files: dict[int, Path] = {}
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
         match = _SESSION.fullmatch(path.name)
         if match and int(match[1]) and path.is_file():
-            found.setdefault(int(match[1]), path)
+            files.setdefault(int(match[1]), path)
             if match[2] == "hdf5":
-                found[int(match[1])] = path
-    if not found:
+                files[int(match[1])] = path
+    if not files:
         raise input_error(folder / "betas_session01.nii.gz", "no such file: copy one session or more there")
-    return dict(sorted(found.items()))
+    return dict(sorted(files.items()))
 
 
 def _trials(session: Session, design: Design, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -205,6 +188,12 @@ def _trials(session: Session, design: Design, wanted: NDArray[np.bool_]) -> NDAr
         problem = f"session {session.number}, but the design ends after {len(design.shown):,} trials"
         raise input_error(session.path, f"{problem}: remove the file, or copy the design again")
     return session.first + np.flatnonzero(wanted[session.first : end])
+
+
+def _brick_pictures(path: Path, numbers: Sequence[int]) -> Iterator[Image.Image]:
+    with hdf5_array(path, BRICK) as brick:
+        for number in numbers:
+            yield Image.fromarray(brick[number])
 
 
 def _check_brick(path: Path, last: int) -> None:

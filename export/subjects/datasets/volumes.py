@@ -71,22 +71,20 @@ def read_rois(
     does not fit the mask, if there is none or, with ``every``, if one is missing.
     """
     rois: dict[str, NDArray[np.bool_]] = {}
-    found = 0
-    for name in ROI_FILES:
-        path = find(folder, name)
+    files = {name: find(folder, name) for name in ROI_FILES}
+    for name, path in files.items():
         if path is None and not every:
             continue
         labels = read_volume(path or folder / f"{name}.nii.gz")
         if labels.shape != mask.shape:
             problem = f"{labels.shape} voxels, but the mask is {mask.shape}"
             raise input_error(folder / name, f"{problem}: resample it to the mask")
-        found += 1
         inside = labels[mask]
         if name == VISUAL_FILE:
             rois.update({area: inside == label for label, area in enumerate(VISUAL_AREAS, start=1)})
         else:
             rois[CATEGORY_FILES[name]] = inside > 0
-    if not found:
+    if not any(files.values()):
         problem = f"no region files: put NSD's {', '.join(ROI_FILES)} (.nii.gz) there"
         raise input_error(folder, problem if folder.is_dir() else "no such folder: check the name")
     return {name: np.asarray(inside, np.bool_) for name, inside in rois.items() if inside.any()}

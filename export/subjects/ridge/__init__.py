@@ -16,6 +16,6 @@ scipy's LAPACK and BLAS do the work, in place. himalaya's solvers do not serve h
 every fold, holds all targets and all weights in memory, and has neither calibration nor reduced rank.
 """
 
-from unibrain_rt.export.subjects.ridge.fit import ALPHAS, Calibration, RidgeFit, fit_heads, fit_ridge
+from unibrain_rt.export.subjects.ridge.fit import ALPHAS, Calibration, RidgeFit, fit_heads
 
-__all__ = ["ALPHAS", "Calibration", "RidgeFit", "fit_heads", "fit_ridge"]
+__all__ = ["ALPHAS", "Calibration", "RidgeFit", "fit_heads"]

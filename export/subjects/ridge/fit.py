@@ -52,32 +52,11 @@ class RidgeFit(Solution):
         known = self.held_out_correlation[np.isfinite(self.held_out_correlation)]
         return float(known.mean(dtype=np.float64)) if known.size else 0.0
 
-    @property
-    def weight(self) -> NDArray[np.float32]:
-        """All of the weights (V, T): for heads that memory has room for."""
-        weight = np.empty((self.basis.voxels, self.targets.count), np.float32)
-        for part, block in self.weights():
-            weight[:, part] = block
-        return weight
-
     def reduced(
         self, fidelity: float, journal: Journal | None = None, report: Report | None = None
     ) -> Reduced:
         """Factors for the weights; see `reduce_solution`."""
         return reduce_solution(self, fidelity, journal, report)
-
-    def predict(self, voxels: ArrayLike) -> NDArray[Any]:
-        """Calibrated predictions (M, *shape) of betas (M, V), without making weights."""
-        of_targets = self.coefficients(self.basis.z(voxels) @ self.basis.axes)
-        predictions = np.empty((len(of_targets), self.targets.count), self.targets.dtype)
-        for part, y in self.blocks():
-            predictions[:, part] = self.target_mean[part] + self.calibration[part] * (of_targets @ y)
-        return predictions.reshape(-1, *self.shape)
-
-
-def fit_ridge(voxels: ArrayLike, targets: ArrayLike, *options: Any, **named: Any) -> RidgeFit:
-    """`fit_heads` for one head: voxels (N, V), targets (N, *shape)."""
-    return fit_heads(voxels, {"head": targets}, *options, **named)["head"]
 
 
 def fit_heads(

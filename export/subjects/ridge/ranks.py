@@ -1,17 +1,17 @@
 """How many components each head gets: the fewest bytes for what all heads keep on average, or the most for so many.
 
 A component of a wide head takes more bytes than one of a narrow head, and keeps about as much of its head's
-predictions. So components are taken in the order of what they keep a byte, over all heads, until enough is kept. With
+predictions. So the components of all heads are taken in the order of what each keeps a byte, until enough is kept. Of
 four heads, none can lose more than four times what they lose on average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 Shares = NDArray[np.float64]
 
@@ -47,18 +47,7 @@ def share_out(
 def _slopes(shares: Shares) -> Shares:
     """What each component adds, smoothed to fall: slopes of the least concave curve above the shares.
 
-    Of unseen scans, a component may by chance add less than a later one.
+    Of unseen scans, a component may by chance add less than a later one, or take some away.
     """
-    corners = [(0, 0.0)]
-    for rank, share in enumerate(np.maximum.accumulate(shares), 1):
-        while len(corners) > 1 and _slope(corners[-2], corners[-1]) <= _slope(corners[-1], (rank, share)):
-            corners.pop()
-        corners.append((rank, float(share)))
-    slopes = np.empty(len(shares))
-    for first, last in pairwise(corners):
-        slopes[first[0] : last[0]] = _slope(first, last)
-    return slopes
-
-
-def _slope(first: tuple[int, float], last: tuple[int, float]) -> float:
-    return (last[1] - first[1]) / (last[0] - first[0])
+    added = np.diff(np.maximum.accumulate(shares), prepend=0.0)
+    return np.asarray(isotonic_regression(added, increasing=False).x)

@@ -19,7 +19,7 @@ from unibrain_rt.benchmarks.quality.scores import (
 )
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
-from unibrain_rt.export.judges.features import ClipExtractor
+from unibrain_rt.export.judges.features import clip_extractor
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.scenes import Scene
 
@@ -48,7 +48,7 @@ def noisy(pictures: np.ndarray) -> np.ndarray:
 def test_image_scores_are_the_measures(
     bundle: Bundle, engine: Engine, pictures: np.ndarray, noisy: np.ndarray
 ) -> None:
-    clip = ClipExtractor(bundle, engine)
+    clip = clip_extractor(bundle, engine)
     found = score_images(noisy, pictures, [clip, Means()])
     assert list(found.values) == ["PixCorr", "SSIM", "Pixels", "CLIP", "Means"]
     assert len(found) == len(pictures)

@@ -15,7 +15,7 @@ from unibrain_rt.engines import Engine
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.judges import features
 from unibrain_rt.export.judges.extractors import NETWORKS, export_features
-from unibrain_rt.export.judges.features import FeatureExtractor, FeatureFile
+from unibrain_rt.export.judges.features import FeatureFile, network_extractor
 
 WIDTHS = {
     "alexnet2": 192 * 27 * 27,
@@ -57,7 +57,7 @@ def test_random_weights_give_torchs_features(
     path = export_features(name, tmp_path / "weights.pth", tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [f"{name}.json", f"{name}.onnx"]
     file = FeatureFile.load(path)
-    found = FeatureExtractor(file, engine).features(pictures[:3])
+    found = network_extractor(file, engine).features(pictures[:3])
     expected = torch_features(module, file, pictures[:3])
     assert found.shape == (3, WIDTHS[name])
     scale = float(np.abs(expected).max())
@@ -121,7 +121,7 @@ def test_clip_from_transformers_folder(
     assert (file.side, file.shape, file.measure) == (32, (12,), "identification")
     tower = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
     expected = torch_features(lambda pixels: tower(pixel_values=pixels).image_embeds, file, pictures)
-    found = FeatureExtractor(file, engine).features(pictures)
+    found = network_extractor(file, engine).features(pictures)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

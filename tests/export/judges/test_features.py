@@ -14,12 +14,13 @@ from unibrain_rt.engines import Engine, EngineError
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.judges.features import (
     BATCH,
-    ClipExtractor,
-    FeatureExtractor,
     FeatureFile,
+    clip_extractor,
+    network_extractor,
     open_extractors,
 )
-from unibrain_rt.export.subjects.encoders import image_contexts
+from unibrain_rt.export.subjects.datasets.dataset import resized
+from unibrain_rt.export.subjects.encoders import Encoder, clip_input
 
 SIDE = 8
 WEIGHTS = np.random.default_rng(0).normal(size=(3 * SIDE * SIDE, 5)).astype(np.float32)
@@ -65,7 +66,7 @@ def by_hand(images: np.ndarray, layout: str) -> np.ndarray:
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_features_are_the_networks_of_normalised_pixels(layout: str, engine: Engine, tmp_path: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (BATCH + 3, SIDE, SIDE, 3), dtype=np.uint8)
-    extractor = FeatureExtractor(FeatureFile.load(network(tmp_path, layout)), engine)
+    extractor = network_extractor(FeatureFile.load(network(tmp_path, layout)), engine)
     assert (extractor.name, extractor.measure) == ("Linear", "distance")
     found = extractor.features(images)
     assert found.dtype == np.float32
@@ -74,7 +75,7 @@ def test_features_are_the_networks_of_normalised_pixels(layout: str, engine: Eng
 
 
 def test_pictures_of_other_sizes_are_resized(engine: Engine, tmp_path: Path) -> None:
-    extractor = FeatureExtractor(FeatureFile.load(network(tmp_path)), engine)
+    extractor = network_extractor(FeatureFile.load(network(tmp_path)), engine)
     small = np.random.default_rng(2).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
     # Bilinear halving of doubled pixels gives the pixels back but for the neighbours that antialiasing mixes in.
     flat = np.repeat(np.repeat(small[:, :1, :1], SIDE, axis=1), SIDE, axis=2)
@@ -141,14 +142,16 @@ def test_a_graph_that_is_not_as_described_is_refused(engine: Engine, tmp_path: P
     path = network(tmp_path)
     changed(lambda value: value["output"].update(shape=[4, 1]))(path)
     with pytest.raises(EngineError, match="'features' is not as"):
-        FeatureExtractor(FeatureFile.load(path), engine)
+        network_extractor(FeatureFile.load(path), engine)
 
 
 def test_the_bundles_clip_gives_its_contexts_first_tokens(
     bundle: Bundle, engine: Engine, pictures: np.ndarray
 ) -> None:
-    found = ClipExtractor(bundle, engine).features(pictures)
-    np.testing.assert_array_equal(found, image_contexts(bundle, engine, pictures)[:, 0])
+    found = clip_extractor(bundle, engine).features(pictures)
+    encoder = Encoder(bundle.graph("clip_image"), engine)
+    contexts = encoder(clip_input(resized(pictures, encoder.size)))
+    np.testing.assert_array_equal(found, contexts[:, 0])
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-4)
 
 

@@ -14,10 +14,10 @@ from unibrain_rt.export.phantom.scenes import scenes
 from unibrain_rt.export.subjects.encoders import (
     BATCH,
     BLOCK,
+    Encoder,
     TargetEncoder,
     clip_input,
     encode_targets,
-    image_contexts,
 )
 
 
@@ -73,7 +73,7 @@ def test_blocks_cover_every_stimulus_once(phantom_bundle: Path) -> None:
 def test_image_contexts_are_those_of_the_targets(phantom_bundle: Path) -> None:
     bundle, engine = Bundle.open(phantom_bundle), create_engine()
     shown = scenes("test", 3, 0)
-    found = image_contexts(bundle, engine, stimuli(shown, 64))
+    found = Encoder(bundle.graph("clip_image"), engine)(clip_input(stimuli(shown, 64)))
     expected = encode_targets(bundle, engine, stimuli(shown, 64), ["a cup"] * 3)["image_context"]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     white = clip_input(np.full((1, 4, 4, 3), 255, np.uint8))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ridge_problem import weight_of
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine, create_engine
@@ -88,7 +89,7 @@ def test_text_targets_may_be_means_over_captions(encoder: TargetEncoder, trials:
 def test_a_fit_with_a_folder_goes_on_where_it_stood(
     trials: Dataset, tmp_path: Path, bundle: Bundle, engine: Engine
 ) -> None:
-    few, options = trials.select(np.arange(40)), FitOptions((ALPHA,))
+    few, options = trials.select(np.arange(40)), FitOptions(alphas=(ALPHA,))
     in_memory = fit_dataset(bundle, engine, few, Journal(), options)
 
     def stop(what: str) -> None:
@@ -104,9 +105,9 @@ def test_a_fit_with_a_folder_goes_on_where_it_stood(
         on_disk = fit_dataset(bundle, engine, few, journal, options, told.append)
         assert not any("encoded" in what for what in told)
         for head in INPUTS:
-            np.testing.assert_array_equal(on_disk[head].weight, in_memory[head].weight)
+            np.testing.assert_array_equal(weight_of(on_disk[head]), weight_of(in_memory[head]))
     with pytest.raises(InputError, match="holds another fit"):
-        work_folder(bundle, few, FitOptions((1.0,)), work).__enter__()
+        work_folder(bundle, few, FitOptions(alphas=(1.0,)), work).__enter__()
 
 
 def test_the_ridge_is_that_of_scikit_learn(
@@ -116,7 +117,7 @@ def test_the_ridge_is_that_of_scikit_learn(
     ridge = pytest.importorskip("sklearn.linear_model").Ridge
     train = read_nsd(recording, "sub-07").select(np.arange(128))
     test = read_nsd(recording, "sub-07", "test")
-    options = FitOptions((ALPHA,), folds=4, calibration="none", exact=True)
+    options = FitOptions(alphas=(ALPHA,), folds=4, calibration="none", exact=True)
     write_fit(tmp_path / "sub-07", train, fit_dataset(bundle, engine, train, Journal(), options), options)
     found = Subject.open(tmp_path / "sub-07").predict(test.betas)
 
@@ -135,7 +136,7 @@ def test_compressed_heads_predict_what_exact_ones_do(
     bundle: Bundle, engine: Engine, recording: Path, tmp_path: Path
 ) -> None:
     train, test = read_nsd(recording, "sub-07"), read_nsd(recording, "sub-07", "test")
-    options = FitOptions((3000.0,))
+    options = FitOptions(alphas=(3000.0,))
     fits = fit_dataset(bundle, engine, train, Journal(), options)
     found = {}
     for name, exact in (("exact", True), ("int8", False)):
@@ -151,7 +152,7 @@ def test_a_stimulus_is_never_trained_on_and_tested_on(
     bundle: Bundle, engine: Engine, trials: Dataset
 ) -> None:
     """With its trials in several folds, 30 stimuli would be recognised; kept together, they are hard to predict."""
-    options = FitOptions((ALPHA,), folds=10)
+    options = FitOptions(alphas=(ALPHA,), folds=10)
     together = fit_dataset(bundle, engine, trials, Journal(), options)
     scattered = Dataset(**{**vars(trials), "groups": np.arange(trials.scans)})
     leaked = fit_dataset(bundle, engine, scattered, Journal(), options)
@@ -162,7 +163,7 @@ def test_a_stimulus_is_never_trained_on_and_tested_on(
 def test_what_a_written_subject_holds(
     bundle: Bundle, engine: Engine, trials: Dataset, tmp_path: Path
 ) -> None:
-    options = FitOptions((ALPHA, 3000.0), folds=3, captions_used="first", fidelity=0.9)
+    options = FitOptions(alphas=(ALPHA, 3000.0), folds=3, captions_used="first", fidelity=0.9)
     write_fit(tmp_path / "sub-07", trials, fit_dataset(bundle, engine, trials, Journal(), options), options)
     subject = Subject.open(tmp_path / "sub-07")
     assert (subject.name, subject.voxels, subject.beta_scale) == ("sub-07", trials.voxels, 1 / 300)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ridge_problem import predicted
 
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects import subject_writer
@@ -73,7 +74,7 @@ def test_the_runtime_predicts_what_was_fitted(
     assert np.mean(told) >= least
     assert min(told) >= 1 - 4 * (1 - least)
     for name, fit in fits.items():
-        head, expected = subject.heads[name], fit.predict(scans)
+        head, expected = subject.heads[name], predicted(fit, scans)
         assert (head.shape, head.alpha) == (SHAPES[name], fit.alpha)
         assert head.held_out_correlation == pytest.approx(fit.mean_correlation, abs=1e-6)
         assert (head.rank is None) == bool(options.get("exact"))

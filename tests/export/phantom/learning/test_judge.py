@@ -7,7 +7,7 @@ import torch
 
 from unibrain_rt.benchmarks.experiments.report import shipped_judge
 from unibrain_rt.engines import create_engine
-from unibrain_rt.export.judges.features import FeatureExtractor, FeatureFile
+from unibrain_rt.export.judges.features import FeatureFile, network_extractor
 from unibrain_rt.export.phantom.learning.judge import FACTORS, FEATURES, SIDE, JudgeLearner, write_judge
 from unibrain_rt.export.phantom.scenes import KINDS, scenes
 
@@ -26,7 +26,7 @@ def test_the_written_network_gives_the_judge_s_features(tmp_path: Path) -> None:
     torch.manual_seed(0)
     learner = JudgeLearner(count=5, batch=2)
     path = write_judge(tmp_path, learner.judge.eval())
-    extractor = FeatureExtractor(FeatureFile.load(path), create_engine(threads=1))
+    extractor = network_extractor(FeatureFile.load(path), create_engine(threads=1))
     images = learner.pictures.permute(0, 2, 3, 1).numpy()
     found = extractor.features(images)
     assert found.shape == (5, FEATURES)
@@ -42,7 +42,7 @@ def test_the_shipped_judge_tells_kinds_of_held_out_scenes_apart() -> None:
     shown = scenes("test", 120, 9)
     file = FeatureFile.load(shipped_judge())
     assert file.side == SIDE
-    features = FeatureExtractor(file, create_engine(threads=1)).features(stimuli(shown, SIDE))
+    features = network_extractor(file, create_engine(threads=1)).features(stimuli(shown, SIDE))
     kinds = np.array([KINDS.index(scene.kind) for scene in shown])
     # The nearest other picture is of the same kind far more often than one time in ten.
     distances = np.linalg.norm(features[:, None] - features[None], axis=2)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from unibrain_rt.export.bundles.checkpoint import check, open_checkpoint
-from unibrain_rt.export.phantom.learning.recipe import Recipe, train_phantom
+from unibrain_rt.export.phantom.learning.recipe import Recipe, Run
 
 FEW = replace(
     Recipe(), **{field.name: 2 for field in fields(Recipe) if field.name.endswith("_steps")}, scenes=32
@@ -26,7 +26,7 @@ def ignore(name: str, step: int, steps: int, loss: float) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train_phantom(folder, FEW, ignore)
+    Run(folder, FEW, ignore).checkpoint()
     return folder
 
 
@@ -48,9 +48,9 @@ def test_every_stage_has_its_log_and_its_steps(run: Path) -> None:
 def test_what_a_run_has_lost_comes_out_the_same_again(run: Path, tmp_path: Path) -> None:
     wanted = load_file(run / "vd-four-flow-v1-0.safetensors")
     again = tmp_path / "again"
-    lost = shutil.ignore_patterns("tokenizers", "unet.*", "captions.*", "*.safetensors")
+    lost = shutil.ignore_patterns("tokenizers", "unet.*", "text.*", "*.safetensors")
     shutil.copytree(run, again, ignore=lost)
-    train_phantom(again, FEW, ignore)
+    Run(again, FEW, ignore).checkpoint()
     found = load_file(again / "vd-four-flow-v1-0.safetensors")
     assert found.keys() == wanted.keys()
     assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []

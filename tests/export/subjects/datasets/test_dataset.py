@@ -7,18 +7,22 @@ import pytest
 from PIL import Image
 
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.subjects.datasets.dataset import ArrayStimuli, Dataset, chosen, fitted, resized
+from unibrain_rt.export.subjects.datasets.dataset import Dataset, Stimuli, fitted, resized
 
 SCANS, VOXELS = 6, 5
 PICTURES = np.random.default_rng(0).integers(0, 256, (SCANS, 8, 8, 3), np.uint8)
 MASK = np.array([1, 1, 0, 1, 1, 1, 0, 0], bool).reshape(2, 2, 2)
 
 
+def in_memory(pictures: np.ndarray) -> Stimuli:
+    return Stimuli(lambda numbers: map(Image.fromarray, pictures[numbers]), np.arange(len(pictures)))
+
+
 def make(**changes: Any) -> Dataset:
     parts: dict[str, Any] = {
         "name": "subj01",
         "betas": np.arange(SCANS * VOXELS, dtype=np.float32).reshape(SCANS, VOXELS),
-        "stimuli": ArrayStimuli(PICTURES),
+        "stimuli": in_memory(PICTURES),
         "captions": tuple((f"caption {scan}", "another") for scan in range(SCANS)),
         "groups": np.arange(SCANS) * 10,
         "repeats": np.full(SCANS, 3),
@@ -45,7 +49,7 @@ def test_a_selection_keeps_what_belongs_together() -> None:
     [
         ({"betas": np.zeros((SCANS, VOXELS))}, "betas are float64"),
         ({"betas": np.zeros(SCANS, np.float32)}, r"betas are float32 \(6,\)"),
-        ({"stimuli": ArrayStimuli(PICTURES[:5])}, "5 pictures for 6 scans"),
+        ({"stimuli": in_memory(PICTURES[:5])}, "5 pictures for 6 scans"),
         ({"captions": (("a",),) * 7}, "7 captions for 6 scans"),
         ({"captions": (("a",),) * 5 + ((),)}, "scan 5 of subj01 has no caption"),
         ({"groups": np.arange(5)}, "5 stimulus names for 6 scans"),
@@ -59,14 +63,6 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], problem: str
     with pytest.raises(InputError, match=problem) as caught:
         make(**changes)
     assert "\n" not in str(caught.value)
-
-
-def test_rows_are_chosen_as_numpy_does() -> None:
-    np.testing.assert_array_equal(chosen(None, 3), [0, 1, 2])
-    np.testing.assert_array_equal(chosen(slice(1, None), 3), [1, 2])
-    np.testing.assert_array_equal(chosen([2, -3, 2], 3), [2, 0, 2])
-    with pytest.raises(IndexError):
-        chosen([3], 3)
 
 
 def test_pictures_are_resized_as_pillow_does() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ridge_problem import ALPHAS, problem, relative, solved, z_scored
+from ridge_problem import ALPHAS, fit_ridge, predicted, problem, relative, solved, weight_of, z_scored
 
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects.ridge import basis as basis_module
 from unibrain_rt.export.subjects.ridge import fit as fit_module
-from unibrain_rt.export.subjects.ridge import fit_heads, fit_ridge
+from unibrain_rt.export.subjects.ridge import fit_heads
 from unibrain_rt.export.subjects.ridge import solution as solution_module
 from unibrain_rt.export.subjects.ridge.basis import Basis
 from unibrain_rt.export.subjects.ridge.held_out import Folds, HeldOut
@@ -35,10 +35,10 @@ def test_equals_scikit_learn(shape: tuple[int, int, int], alpha: float, dtype: t
     z = z_scored(voxels)
     theirs = linear_model.Ridge(alpha=alpha).fit(z, targets.astype(np.float64))
     ours = fit_ridge(voxels, targets, [alpha])
-    assert relative(ours.weight, theirs.coef_.reshape(-1, shape[1]).T) < 1e-4
+    assert relative(weight_of(ours), theirs.coef_.reshape(-1, shape[1]).T) < 1e-4
     expected = theirs.predict(z).reshape(targets.shape)
-    assert relative(z @ ours.weight + ours.bias, expected) < 1e-4
-    exact = ours.target_mean + (ours.predict(voxels) - ours.target_mean) / ours.calibration
+    assert relative(z @ weight_of(ours) + ours.bias, expected) < 1e-4
+    exact = ours.target_mean + (predicted(ours, voxels) - ours.target_mean) / ours.calibration
     assert relative(exact, expected) < 1e-4, "in the dual form, too"
 
 
@@ -81,9 +81,9 @@ def test_weights_stand_for_repeats() -> None:
     z, share = (voxels - mean) / std, times / times.mean()
     y = targets - np.average(targets, axis=0, weights=times)
     expected = np.linalg.solve((z * share[:, None]).T @ z + 10 * np.eye(12), (z * share[:, None]).T @ y)
-    np.testing.assert_allclose(weighted.weight, expected, rtol=1e-5)
+    np.testing.assert_allclose(weight_of(weighted), expected, rtol=1e-5)
     same = fit_ridge(voxels, targets, [10.0], weights=np.full(30, 2))
-    np.testing.assert_array_equal(same.weight, fit_ridge(voxels, targets, [10.0]).weight)
+    np.testing.assert_array_equal(weight_of(same), weight_of(fit_ridge(voxels, targets, [10.0])))
 
 
 def test_basis_rebuilds_the_voxels() -> None:
@@ -110,7 +110,7 @@ def test_one_factorisation_serves_all_heads_and_alphas(monkeypatch: pytest.Monke
     for name, fit in fits.items():
         alone = fit_ridge(voxels, heads[name], ALPHAS)
         assert alone.alpha == fit.alpha
-        np.testing.assert_allclose(alone.weight, fit.weight, rtol=1e-6)
+        np.testing.assert_allclose(weight_of(alone), weight_of(fit), rtol=1e-6)
         np.testing.assert_allclose(alone.calibration, fit.calibration, rtol=1e-6)
 
 
@@ -213,7 +213,7 @@ def test_alpha_has_the_best_held_out_correlation(folds: int | None) -> None:
     assert ALPHAS[0] < fit.alpha < ALPHAS[-1]
     assert fit.mean_correlation == pytest.approx(max(expected), rel=1e-6)
     tests, truth = problem(2000, 40, 10, seed=8)
-    found = fit.predict(tests)
+    found = predicted(fit, tests)
     fresh = np.mean([np.corrcoef(found[:, t], truth[:, t])[0, 1] for t in range(10)])
     assert fit.mean_correlation == pytest.approx(fresh, abs=0.1)
 
@@ -274,7 +274,7 @@ def test_calibrated_predictions_have_the_variance_of_the_targets() -> None:
     assert (predicted.std(axis=0) < 0.95 * y.std(axis=0)).all()
     np.testing.assert_allclose((predicted * fit.calibration).std(axis=0), y.std(axis=0), rtol=1e-5)
     tests, truth = problem(2000, 60, 12, seed=9)
-    found = fit.predict(tests)
+    found = predicted(fit, tests)
     ratio = found.std(axis=0) / truth.std(axis=0)
     assert 0.93 < ratio.mean() < 1.07
     np.testing.assert_allclose(ratio, 1.0, atol=0.25)
@@ -310,14 +310,14 @@ def test_constant_voxels_and_targets() -> None:
     targets[:, 2] = 3.3
     fit = fit_ridge(voxels, targets, ALPHAS, 5)
     assert fit.basis.voxel_std[4] == 0.0
-    assert not fit.weight[4].any()
-    assert not fit.weight[:, 2].any()
+    assert not weight_of(fit)[4].any()
+    assert not weight_of(fit)[:, 2].any()
     assert (fit.target_mean[2], fit.calibration[2]) == (np.float32(3.3), 1.0)
     assert np.isnan(fit.held_out_correlation).tolist() == [False, False, True, False, False, False]
     assert np.isfinite(fit.mean_correlation)
     without = fit_ridge(np.delete(voxels, 4, axis=1), targets, ALPHAS, 5)
-    np.testing.assert_allclose(np.delete(fit.weight, 4, axis=0), without.weight, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(fit.predict(voxels)[:, 2], 3.3, rtol=1e-6)
+    np.testing.assert_allclose(np.delete(weight_of(fit), 4, axis=0), weight_of(without), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(predicted(fit, voxels)[:, 2], 3.3, rtol=1e-6)
     nothing = fit_ridge(voxels, np.full((60, 2), 5.0), ALPHAS, 5)
     assert nothing.mean_correlation == 0.0
     np.testing.assert_array_equal(nothing.calibration, 1.0)

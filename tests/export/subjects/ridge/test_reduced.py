@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ridge_problem import Array, problem
+from ridge_problem import Array, fit_ridge, problem, weight_of
 
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.subjects.ridge import fit_ridge
 from unibrain_rt.export.subjects.ridge.reduced import Reduced
 from unibrain_rt.export.subjects.ridge.storage import ROUNDING, Storage, Stored
 
@@ -33,7 +32,7 @@ def test_the_smallest_rank_that_keeps_the_fidelity(shape: tuple[int, int, int], 
     # Calibrated, the right factor is a basis of the leading directions of the predictions.
     directions = right * fit.units / np.sqrt(shape[2])
     np.testing.assert_allclose(directions @ directions.T, np.eye(reduced.rank), atol=1e-6)
-    predictions = fit.basis.z(voxels) @ fit.weight * fit.units
+    predictions = fit.basis.z(voxels) @ weight_of(fit) * fit.units
     leading = np.linalg.svd(predictions, full_matrices=False)[2][: reduced.rank]
     np.testing.assert_allclose(np.abs(np.linalg.det(directions @ leading.T)), 1.0, atol=1e-4)
     if reduced.rank > 1:
@@ -43,7 +42,7 @@ def test_the_smallest_rank_that_keeps_the_fidelity(shape: tuple[int, int, int], 
         np.testing.assert_array_equal(whole(fewer)[0], left[:, :-1])
         np.testing.assert_allclose(whole(fewer)[1], right[:-1], rtol=1e-12)
     # And the factors are the weights, projected onto them.
-    projected = (fit.weight * fit.units) @ directions.T @ directions / fit.units
+    projected = (weight_of(fit) * fit.units) @ directions.T @ directions / fit.units
     np.testing.assert_allclose(left @ right, projected, rtol=1e-4, atol=1e-5)
 
 
@@ -55,7 +54,7 @@ def test_the_share_holds_for_scans_not_fitted_on() -> None:
     left, right = whole(reduced)
     fresh = problem(1000, 150, 300, seed=5, noise=4.0)[0]
     z = fit.basis.z(fresh)
-    found = kept(z @ fit.weight * fit.units, z @ left @ right * fit.units)
+    found = kept(z @ weight_of(fit) * fit.units, z @ left @ right * fit.units)
     assert reduced.kept >= 0.95
     assert found == pytest.approx(reduced.kept, abs=0.02)
 
@@ -83,7 +82,7 @@ def test_full_fidelity_and_empty_heads() -> None:
     fit = fit_ridge(voxels, targets, [10.0])
     left, right = whole(fit.reduced(1.0))
     assert 20 <= left.shape[1] <= 21
-    np.testing.assert_allclose(left @ right, fit.weight, atol=1e-5)
+    np.testing.assert_allclose(left @ right, weight_of(fit), atol=1e-5)
     for count in (5, 100):  # fewer targets than scans, and more
         empty = fit_ridge(voxels, np.full((60, count), 3.0), [10.0]).reduced(0.9)
         assert empty.rank == 1
