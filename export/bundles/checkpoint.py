@@ -121,18 +121,18 @@ def open_checkpoint(source: str | Path, config: Path | None = None) -> Checkpoin
         if not folder.is_dir():
             kind = "is a file" if folder.exists() else "does not exist"
             raise InputError(f"{label}: {kind}; name a checkpoint folder or a hub repository owner/name")
-        found = _find(label, lambda name: (folder / name).is_file())
+        listing = _find(label, lambda name: (folder / name).is_file())
         files: dict[str, Path] = {}
-        stored = {role: read_weights(folder, name, files) for role, name in found.files.items()}
-        architecture, sizes_from = architecture_of(folder, found, config, stored)
-        tokenizers = _tokenizers(folder, found.root)
+        stored = {role: read_weights(folder, name, files) for role, name in listing.files.items()}
+        architecture, sizes_from = architecture_of(folder, listing, config, stored)
+        tokenizers = _tokenizers(folder, listing.root)
     except OSError as error:
         raise InputError(f"{label}: cannot be read ({first_line(error)})") from error
     tensors: dict[str, Stored] = {}
     blocks, levels = layouts.unet_blocks(architecture.unet), len(architecture.autokl.channel_mult)
     for role, entries in stored.items():
         for key, entry in entries.items():
-            if found.layout == "published":
+            if listing.layout == "published":
                 name = layouts.published_name(role, key)
             else:
                 name = layouts.diffusers_name(role, key, blocks, levels)
@@ -142,7 +142,7 @@ def open_checkpoint(source: str | Path, config: Path | None = None) -> Checkpoin
         # GPT-2 ties these; a file that stores shared tensors once has only the embedding.
         tensors.setdefault(head, tensors[embedding])
     opened = (folder, config)
-    return Checkpoint(label, found.layout, architecture, sizes_from, tokenizers, files, tensors, opened)
+    return Checkpoint(label, listing.layout, architecture, sizes_from, tokenizers, files, tensors, opened)
 
 
 def check(checkpoint: Checkpoint) -> None:
@@ -159,18 +159,18 @@ def check(checkpoint: Checkpoint) -> None:
             for key, value in _empty(component, checkpoint).state_dict().items():
                 expected[component.name(key, checkpoint.architecture)] = tuple(value.shape)
     stored = checkpoint.tensors
-    found = {key: stored[key] for key in stored if key in expected or not layouts.is_extra(key)}
+    present = {key: stored[key] for key in stored if key in expected or not layouts.is_extra(key)}
     problems = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
+        "missing": [key for key in expected if key not in present],
+        "unexpected": [key for key in present if key not in expected],
         "wrong shape": [
-            f"{key} (found {_times(found[key].shape)}, expected {_times(shape)})"
+            f"{key} (found {_times(present[key].shape)}, expected {_times(shape)})"
             for key, shape in expected.items()
-            if key in found and not _same(found[key].shape, shape)
+            if key in present and not _same(present[key].shape, shape)
         ],
         "wrong type": [
             f"{key} (found {entry.dtype}, expected floating point)"
-            for key, entry in found.items()
+            for key, entry in present.items()
             if key in expected and not entry.dtype.is_floating_point
         ],
         "not as in the image flow": [
@@ -282,15 +282,15 @@ def _load(
 
 def _find(source: str, exists: Callable[[str], bool]) -> layouts.Found:
     try:
-        found = layouts.find(exists)
+        listing = layouts.find(exists)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    if found is None:
+    if listing is None:
         raise InputError(
             f"{source}: no checkpoint in it; expected is vd-four-flow-v1-0[-fp16].pth or .safetensors, "
             f"or a diffusers folder with {', '.join(layouts.COMPONENTS)}"
         )
-    return found
+    return listing
 
 
 def _download(name: str) -> Path:
@@ -316,10 +316,10 @@ def _download(name: str) -> Path:
 def _tokenizers(folder: Path, root: str) -> dict[str, Path]:
     places = {name: [f"tokenizers/{name}", f"{root}tokenizers/{name}"] for name in ("gpt2", "bert", "clip")}
     places["clip"].append("tokenizer")
-    found = {
+    folders = {
         name: [folder / place for place in each if (folder / place).is_dir()] for name, each in places.items()
     }
-    return {name: paths[0] for name, paths in found.items() if paths}
+    return {name: paths[0] for name, paths in folders.items() if paths}
 
 
 def _shares_time(checkpoint: Checkpoint, key: str) -> bool:
@@ -348,8 +348,8 @@ def _listed(checkpoint: Checkpoint, problems: Mapping[str, list[str]], expected:
             yield f"{kind}: and {len(items) - LISTED} more"
 
 
-def _same(found: Iterable[int], expected: Iterable[int]) -> bool:
-    return [size for size in found if size != 1] == [size for size in expected if size != 1]
+def _same(shape: Iterable[int], expected: Iterable[int]) -> bool:
+    return [size for size in shape if size != 1] == [size for size in expected if size != 1]
 
 
 def _times(shape: Iterable[int]) -> str:

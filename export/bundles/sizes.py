@@ -40,7 +40,7 @@ _UNETS_SHARE = ("block_out_channels", "layers_per_block", "attention_head_dim", 
 
 
 def architecture_of(
-    folder: Path, found: Found, config: Path | None, stored: Mapping[Role, Mapping[str, Stored]]
+    folder: Path, listing: Found, config: Path | None, stored: Mapping[Role, Mapping[str, Stored]]
 ) -> tuple[Architecture, str]:
     """The sizes, and where they were read.
 
@@ -54,11 +54,11 @@ def architecture_of(
         InputError: a file cannot be understood, or what it says cannot be exported.
     """
     sections = [field.name for field in fields(Architecture)]
-    own = folder / found.root / "config.json"
+    own = folder / listing.root / "config.json"
     if config is None and own.is_file() and set(read_json(own)) & set(sections):
         config = own
     mapping = read_json(config) if config else {}
-    if found.layout == "published":
+    if listing.layout == "published":
         return Architecture.from_mapping(mapping, str(config)), str(config or "the published model")
 
     def read(name: str) -> dict[str, Any]:

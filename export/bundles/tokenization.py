@@ -78,12 +78,12 @@ def _loaded(folder: Path, load: Callable[..., Any], *names: str, **options: str)
 
 
 def _special(folder: Path, tokenizer: Tokenizer, *tokens: str) -> list[int]:
-    found = [tokenizer.token_to_id(token) for token in tokens]
-    if missing := [token for token, place in zip(tokens, found, strict=True) if place is None]:
+    numbers = [tokenizer.token_to_id(token) for token in tokens]
+    if missing := [token for token, place in zip(tokens, numbers, strict=True) if place is None]:
         raise input_error(
             folder, f"the vocabulary has no {' and '.join(missing)}: copy the published one there"
         )
-    return found
+    return numbers
 
 
 def _require(folder: Path, *names: str) -> None:

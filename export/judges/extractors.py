@@ -220,13 +220,13 @@ def _state(path: Path) -> Mapping[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen types
         problem = f"no weights that can be read ({one_line(str(error), 90)})"
         raise input_error(path, f"{problem}: copy the file again") from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise input_error(path, "holds something else than weights by name: give a state dict")
-    return found
+    return state
 
 
 def _clip(folder: Path) -> tuple[nn.Module, int]:

@@ -74,12 +74,12 @@ class Experiment:
 
     def sets(self) -> list[tuple[NDArray[np.int64], list[Scene], tuple[str, ...]]]:
         """Stimuli, the scenes they show, and who sees them."""
-        found = [(self.shared, scenes("test", len(self.shared), SCENE_SEED), self.subjects)]
+        sets = [(self.shared, scenes("test", len(self.shared), SCENE_SEED), self.subjects)]
         for name, numbers in self.own.items():
             # The first subject sees the scenes on which the shipped bundle's subjects were fitted.
             shown = scenes("train", len(numbers), SCENE_SEED + SUBJECTS[name].seed - 1)
-            found.append((numbers, shown, (name,)))
-        return found
+            sets.append((numbers, shown, (name,)))
+        return sets
 
 
 def record(

@@ -133,9 +133,9 @@ def scenes(part: Split, count: int, seed: int) -> list[Scene]:
     if part not in ("train", "validation", "test"):
         raise ValueError(f"no split called {part!r}: use train, validation or test")
     rng = np.random.Generator(np.random.Philox(seed))
-    found: list[Scene] = []
-    while len(found) < count:
+    drawn: list[Scene] = []
+    while len(drawn) < count:
         scene = sample_scene(rng)
         if split(scene) == part:
-            found.append(scene)
-    return found
+            drawn.append(scene)
+    return drawn

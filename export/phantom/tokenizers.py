@@ -58,10 +58,10 @@ def _finish_clip(folder: Path) -> None:
     special tokens last: the context encoder takes the largest id as the end.
     """
     path = folder / "vocab.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
+    trained = json.loads(path.read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     merged = [line.replace(" ", "") for line in lines if not line.startswith("#version")]
-    letters = sorted(found.keys() - set(merged))
+    letters = sorted(trained.keys() - set(merged))
     tokens = dict.fromkeys((*letters, *merged, *CLIP_SPECIALS))
     vocabulary = {token: place for place, token in enumerate(tokens)}
     path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

@@ -69,10 +69,10 @@ def receptive_fields(rng: np.random.Generator, cortex: Cortex) -> Floats:
 
 def exponents(region: NDArray[np.str_]) -> Floats:
     """Exponents (V,) of the power law."""
-    found = np.full(len(region), 0.8)
+    values = np.full(len(region), 0.8)
     for area, (_, _, exponent, _) in _AREAS.items():
-        found[np.char.startswith(region, area)] = exponent
-    return found.astype(np.float32)
+        values[np.char.startswith(region, area)] = exponent
+    return values.astype(np.float32)
 
 
 def map_weights(rng: np.random.Generator, region: NDArray[np.str_], field: Floats) -> Floats:

@@ -140,7 +140,7 @@ def _graphs(bundle: Bundle, presets: Sequence[str], fallbacks: bool) -> list[tup
 
 def _heads(bundle: Bundle, names: Sequence[str]) -> tuple[list[tuple[GraphSpec, int]], bool]:
     """Graphs of these subjects' heads, and whether a subject is broken, which keeps no other from being built."""
-    found, broken = [], False
+    graphs, broken = [], False
     for name in names:
         try:
             graph = ridge_graph(bundle, bundle.subject(name))
@@ -149,10 +149,10 @@ def _heads(bundle: Bundle, names: Sequence[str]) -> tuple[list[tuple[GraphSpec, 
             broken = True
             continue
         if graph is not None:
-            found.append((graph, 1))
+            graphs.append((graph, 1))
         else:
             _note(f"{name}: has no {GRAPH_FILE}: its heads are applied on the host; fit or import it again")
-    return found, broken
+    return graphs, broken
 
 
 def _build(
@@ -228,15 +228,15 @@ def _row_text(row: dict[str, Any]) -> str:
 
 
 def _show(plans: PlanCache, report: JsonReport) -> None:
-    found = plans.plans()
-    if found:
-        for line in table(_listing(found), right={5, 6}):
+    records = plans.plans()
+    if records:
+        for line in table(_listing(records), right={5, 6}):
             _print(report, line)
-    total = size_text(sum(record.size_bytes for record in found))
+    total = size_text(sum(record.size_bytes for record in records))
     limit = size_text(plans.limit_bytes)
-    _print(report, f"{_count(found)}, {total} of at most {limit}, in {plans.folder}")
+    _print(report, f"{_count(records)}, {total} of at most {limit}, in {plans.folder}")
     facts = {"cache": str(plans.folder), "limit_bytes": plans.limit_bytes}
-    report.add({**facts, "plans": [_plan(record) for record in found]})
+    report.add({**facts, "plans": [_plan(record) for record in records]})
 
 
 def _prune(

@@ -23,16 +23,16 @@ def command(bundle: Path | None, cache: Path | None, json_file: str | None) -> N
     BUNDLE is the shipped phantom where none is named. Exits 3 if no engine works, or the bundle is broken.
     """
     report = JsonReport(json_file, bundle=bundle)
-    found = diagnose(bundle, cache)
+    diagnosis = diagnose(bundle, cache)
     if not report.on_stdout:
-        name_width = max(len(check.name) for check in found.checks)
-        for check in found.checks:
+        name_width = max(len(check.name) for check in diagnosis.checks)
+        for check in diagnosis.checks:
             click.echo(f"{check.state:<7}  {check.name:<{name_width}}  {one_line(check.text, 400)}")
             if check.cure is not None:
                 click.echo(f"{'':<7}  {'':<{name_width}}  → {check.cure}")
-        states = [check.state for check in found.checks]
+        states = [check.state for check in diagnosis.checks]
         click.echo(f"{states.count(PROBLEM)} problems, {states.count(WARNING)} warnings")
-    report.add(found.record())
+    report.add(diagnosis.record())
     report.close()
-    if not found.ok:
+    if not diagnosis.ok:
         raise SystemExit(EngineError.exit_code)

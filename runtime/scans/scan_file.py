@@ -101,9 +101,11 @@ class ScanFile:
         infinite = int(np.isinf(stored).sum())
         beyond = int(np.isinf(betas).sum()) - infinite
         counts = ((nan, "NaN"), (infinite, "infinite"), (beyond, "beyond float32's range"))
-        found = ", ".join(f"{count:,} {kind}" for count, kind in counts if count)
+        listed = ", ".join(f"{count:,} {kind}" for count, kind in counts if count)
         which = f"scan {row} (of {len(self):,}, counted from 0)" if len(self) > 1 else "the scan"
-        return f"{which} has values that are not finite ({found}, of {betas.size:,}): mend it or leave it out"
+        return (
+            f"{which} has values that are not finite ({listed}, of {betas.size:,}): mend it or leave it out"
+        )
 
 
 def inspect(path: str | os.PathLike[str], space: VoxelSpace) -> ScanFile:

@@ -110,11 +110,11 @@ def _npz_member(stored: Stored) -> Stored:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     names = [member.filename.removesuffix(".npy") for member in members]
-    found = [m for m, name in zip(members, names, strict=True) if name == "betas"] or members
-    if len(found) != 1:
+    betas = [m for m, name in zip(members, names, strict=True) if name == "betas"] or members
+    if len(betas) != 1:
         listed = f" ({one_line(', '.join(names), 80)})" if names else ""
-        raise input_error(path, f"{len(found)} arrays{listed}: save one alone, or under the name 'betas'")
-    member = found[0]
+        raise input_error(path, f"{len(betas)} arrays{listed}: save one alone, or under the name 'betas'")
+    member = betas[0]
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
         raise input_error(path, "encrypted, or compressed as numpy does not: save with np.savez_compressed")
     if member.compress_size > stored.packed_bytes:

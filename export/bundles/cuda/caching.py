@@ -39,9 +39,9 @@ class _Layer(NamedTuple):
 
 
 def cache_all_layers(editor: Editor) -> None:
-    found = [layer for node in list(editor.graph) if node.op_type == "Concat" and (layer := _layer(node))]
-    for cache in dict.fromkeys(layer.cache for layer in found):
-        layers = sorted((layer for layer in found if layer.cache is cache), key=lambda layer: layer.place)
+    cached = [layer for node in list(editor.graph) if node.op_type == "Concat" and (layer := _layer(node))]
+    for cache in dict.fromkeys(layer.cache for layer in cached):
+        layers = sorted((layer for layer in cached if layer.cache is cache), key=lambda layer: layer.place)
         shape = known_sizes(cache)
         count = shape[0]
         if [layer.place for layer in layers] == list(range(count)) and 1 < count <= MOST_EQUAL:

@@ -177,15 +177,15 @@ def sizes(value: ir.Value | None) -> Shape | None:
     """The shape, if every size in it is known."""
     if value is None or value.shape is None:
         return None
-    found = tuple(size for size in value.shape if isinstance(size, int))
-    return found if len(found) == len(value.shape) else None
+    known = tuple(size for size in value.shape if isinstance(size, int))
+    return known if len(known) == len(value.shape) else None
 
 
 def known_sizes(value: ir.Value) -> Shape:
     """The shape of a value whose sizes were seen to be known before."""
-    found = sizes(value)
-    assert found is not None, f"{value.name} has sizes that are not known"
-    return found
+    known = sizes(value)
+    assert known is not None, f"{value.name} has sizes that are not known"
+    return known
 
 
 def made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
@@ -215,8 +215,8 @@ def number(value: ir.Value | None) -> float | None:
 
 
 def close(value: ir.Value | None, wanted: float) -> bool:
-    found = number(value)
-    return found is not None and math.isclose(found, wanted, rel_tol=1e-6)
+    constant = number(value)
+    return constant is not None and math.isclose(constant, wanted, rel_tol=1e-6)
 
 
 def split_operand(node: ir.Node, accept: Callable[[ir.Value], object]) -> tuple[ir.Value, ir.Value] | None:

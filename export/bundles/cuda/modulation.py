@@ -23,9 +23,9 @@ def join_modulations(editor: Editor) -> None:
 
 def _join(editor: Editor, node: ir.Node, modulation: ir.Value) -> None:
     shape = sizes(modulation)
-    found = [_use(output) for output in node.outputs]
-    uses = [use for use in found if use is not None]
-    if shape is None or shape[0] != 1 or len(uses) != len(found):
+    used = [_use(output) for output in node.outputs]
+    uses = [use for use in used if use is not None]
+    if shape is None or shape[0] != 1 or len(uses) != len(used):
         return
     biases = [layer.inputs[2] for _, layer in uses]
     width = shape[1]

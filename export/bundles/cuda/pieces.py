@@ -37,12 +37,12 @@ def _cut(editor: Editor, before: ir.Node, vector: ir.Value, groups: list[list[in
         [(length,) for length in lengths],
         attributes={"axis": 0},
     )
-    found = [
+    pieces = [
         piece
         for part, group in zip(parts, alone, strict=False)
         for piece in _equal(editor, before, part, group)
     ]
-    return found + (_cut(editor, before, parts[-1], rest) if rest else [])
+    return pieces + (_cut(editor, before, parts[-1], rest) if rest else [])
 
 
 def _equal(editor: Editor, before: ir.Node, vector: ir.Value, group: list[int]) -> list[ir.Value]:

@@ -168,9 +168,9 @@ def _fit_head(
         if part.stop <= done:
             continue
         block = targets.block(part, held_out.basis, held_out.folds.order)
-        found, ratio = _agreement(block.y, held_out.centred(operator @ block.y))
+        agreement, ratio = _agreement(block.y, held_out.centred(operator @ block.y))
         mean[part] = block.mean
-        correlation[part] = np.where(block.varies, found, np.nan)
+        correlation[part] = np.where(block.varies, agreement, np.nan)
         factor[part] = np.clip(ratio, *CALIBRATION_RANGE) if calibration == "variance" else 1.0
         spread = np.sqrt(np.einsum("ij,ij->j", block.y, block.y, dtype=np.float64) / targets.scans)
         units[part] = factor[part] / np.where(spread > 0.0, spread, 1.0)

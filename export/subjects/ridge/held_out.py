@@ -147,11 +147,11 @@ class LeftOut:
         """What the product of `HeldOut.operator` and centred targets (N, B) is; moments are ``scores.T @ targets``."""
         held_out = self.held_out
         shrunken = self.shrinkage[:, None].astype(targets.dtype) * moments
-        found = targets - self.residuals(targets - held_out.scores @ shrunken)
+        predictions = targets - self.residuals(targets - held_out.scores @ shrunken)
         for fold in held_out.folds if not held_out.folds.single else ():
             own = held_out.intercept[fold].astype(targets.dtype)
-            found[fold] += np.outer(own, own @ targets[fold]) / (1.0 - own @ own)
+            predictions[fold] += np.outer(own, own @ targets[fold]) / (1.0 - own @ own)
         if held_out.folds.single:
             own = np.square(held_out.intercept)
-            found += (own / (1.0 - own)).astype(targets.dtype)[:, None] * targets
-        return found
+            predictions += (own / (1.0 - own)).astype(targets.dtype)[:, None] * targets
+        return predictions
