@@ -59,11 +59,21 @@ LIGHTINGS: dict[str, tuple[float, float]] = {
     "right": (0.64, 1.12),
 }
 STYLES = 8
+#: Factor of a scene's cell -> its values.
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "kind": KINDS,
+    "colour": tuple(COLOURS),
+    "position": tuple(POSITIONS),
+    "size": tuple(SIZES),
+    "count": COUNTS,
+    "background": tuple(BACKGROUNDS),
+    "lighting": tuple(LIGHTINGS),
+}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's content. The first seven fields are its cell in the grid; the rest are nuisance."""
+    """One picture's content. The first seven fields, `FACTORS`, are its cell in the grid; the rest are nuisance."""
 
     kind: str
     colour: str
@@ -82,35 +92,18 @@ class Scene:
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """The categorical factors as words, in field order."""
-        return (
-            self.kind,
-            self.colour,
-            self.position,
-            self.size,
-            str(self.count),
-            self.background,
-            self.lighting,
-        )
+        """The factors as words: ("face", "red", "left", "small", "1", "wall", "dim")."""
+        return tuple(str(getattr(self, factor)) for factor in FACTORS)
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
     """A scene with every factor drawn evenly and independently."""
 
-    def pick(names: Any) -> Any:
-        return tuple(names)[int(rng.integers(len(names)))]
-
     def within(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
     return Scene(
-        kind=pick(KINDS),
-        colour=pick(COLOURS),
-        position=pick(POSITIONS),
-        size=pick(SIZES),
-        count=pick(COUNTS),
-        background=pick(BACKGROUNDS),
-        lighting=pick(LIGHTINGS),
+        **{factor: values[int(rng.integers(len(values)))] for factor, values in FACTORS.items()},
         style=int(rng.integers(STYLES)),
         mirrored=bool(rng.integers(2)),
         shift=(within(-0.04, 0.04), within(-0.04, 0.04)),

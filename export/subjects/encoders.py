@@ -32,7 +32,7 @@ class Encoder:
         self.size = self._source.sized(BATCH)[-1]
         """Side of its pictures, or number of its tokens."""
         self.shape = self._output.sized(BATCH)[1:]
-        """Of what one row becomes."""
+        """Shape of what one row becomes, for example (257, 768) of ``clip_image``."""
 
     def __call__(self, rows: NDArray[Any]) -> Float:
         """Encode rows (N, ...), a batch at a time; the last batch is filled up."""
@@ -72,9 +72,9 @@ class TargetEncoder:
     def blocks(
         self, pictures: Pictures, captions: Sequence[Sequence[str]], begin: int = 0
     ) -> Iterator[tuple[slice, dict[str, Float]]]:
-        """The heads' targets of every stimulus from ``begin`` on, `BLOCK` at a time, with where they belong.
+        """The heads' targets of every stimulus from ``begin`` on, `BLOCK` at a time, with their slice of the stimuli.
 
-        ``captions`` are one or more a stimulus; where there are several, its text targets are their mean.
+        ``captions`` are one or more of each stimulus; where there are several, its text targets are their mean.
         """
         for start in range(begin, len(captions), BLOCK):
             part = slice(start, min(start + BLOCK, len(captions)))

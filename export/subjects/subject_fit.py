@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +112,7 @@ def encode_dataset(
 ) -> dict[str, Half]:
     """Every head's targets (N, *shape) of the dataset's scans; a stimulus of many scans is encoded once.
 
-    They are float16 memory maps in the journal's folder: of NSD's, memory has no room for half. Values beyond
+    They are float16 memory maps in the journal's folder: memory has not room for half of NSD's. Values beyond
     float16 are cut off.
 
     Args:
@@ -171,10 +171,7 @@ def write_fit(
         beta_scale=dataset.beta_scale,
         mask=dataset.mask,
         rois=dataset.rois,
-        storage=options.storage,
-        exact=options.exact,
-        fidelity=options.fidelity,
-        max_bytes=options.max_bytes,
+        **{field.name: getattr(options, field.name) for field in fields(StorageOptions)},
         encoders=encoders,
         journal=journal,
         report=report,
@@ -190,7 +187,7 @@ def write_fit(
 
 
 def _room(folder: Path | None, head: str, shape: tuple[int, ...], *, fresh: bool) -> Any:
-    """A memory map for a head's targets; an empty one, or that of the fit which is gone on with."""
+    """A memory map for a head's targets: a new one if ``fresh``, else that of the fit that goes on."""
     if folder is None:
         return np.empty(shape, np.float16)
     path = folder / f"{head}.npy"

@@ -67,7 +67,7 @@ class WritableHead(Protocol):
     def units(self) -> NDArray[np.float32]: ...
 
     def weights(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Weights (V, B) with their targets' places."""
+        """Weights (V, B), each block with its slice of the T targets."""
 
     def reduced(self, fidelity: float, journal: Journal | None, report: Report | None) -> Reduced:
         """Factors that keep the share ``fidelity`` of the predictions' variance."""
@@ -150,7 +150,7 @@ def _stored(
     journal: Journal | None,
     report: Report | None,
 ) -> dict[str, Stored]:
-    """Heads in factors of the ranks that all of them together need."""
+    """Every head as factors. The ranks are chosen for all heads together."""
     check_fidelity(fidelity)
     budget = min(1.0, fidelity + ROUNDING[storage])
     # How long components take to find does not depend on how many are kept, so one search serves every budget.

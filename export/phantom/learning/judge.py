@@ -24,30 +24,11 @@ from unibrain_rt.export.judges.features import INPUT, OUTPUT, FeatureFile
 from unibrain_rt.export.phantom.learning.loop import Stage, train
 from unibrain_rt.export.phantom.learning.world import normal
 from unibrain_rt.export.phantom.pictures import stimuli
-from unibrain_rt.export.phantom.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    COUNTS,
-    KINDS,
-    LIGHTINGS,
-    POSITIONS,
-    SIZES,
-    scenes,
-)
+from unibrain_rt.export.phantom.scenes import FACTORS, scenes
 from unibrain_rt.outputs import write_json
 
 SIDE = 64
 FEATURES = 128
-#: Factor of a scene -> its values; one linear classifier each.
-FACTORS: dict[str, tuple[object, ...]] = {
-    "kind": KINDS,
-    "colour": tuple(COLOURS),
-    "position": tuple(POSITIONS),
-    "size": tuple(SIZES),
-    "count": COUNTS,
-    "background": tuple(BACKGROUNDS),
-    "lighting": tuple(LIGHTINGS),
-}
 SCENES = 8192
 SCENE_SEED = 500_000
 STEPS = 2000
@@ -76,7 +57,10 @@ class Judge(nn.Module):
 
 
 class JudgeLearner(nn.Module):
-    """Every factor of a scene from the features of its picture, however the picture was spoiled."""
+    """Learns to tell every factor of a scene by a linear classifier of its picture's features.
+
+    The picture may be spoiled.
+    """
 
     def __init__(self, count: int = SCENES, batch: int = 64) -> None:
         super().__init__()

@@ -30,7 +30,10 @@ class VoxelScale:
 
     @classmethod
     def of(cls, betas: NDArray[Any], weights: Floats) -> VoxelScale:
-        """Of betas (N, V), weighted by (N,) of mean 1, ddof 1; in blocks. Raises `InputError` for unusable betas."""
+        """Of betas (N, V), whose scans count by ``weights`` (N,) of mean 1; ddof 1.
+
+        Raises `InputError` for betas that are not finite, too few or all constant.
+        """
         if betas.ndim != 2 or len(betas) < 4 or betas.shape[1] < 1 or betas.dtype.kind not in "fiu":
             raise InputError(
                 f"training betas have shape {betas.shape}: give (scans, voxels), 4 scans or more"
@@ -77,8 +80,8 @@ class Basis(VoxelScale):
     ) -> Basis:
         """Factorise betas (N, V), by the smaller of the Gram matrices z z.T and z.T z, in blocks of voxels or scans.
 
-        ``weights`` (N,) tell how much each scan counts, as repeats do in means over several; by default all count
-        the same. Memory maps stay on disk. Raises `InputError` if they are not finite, too few or all constant.
+        ``weights`` (N,) tell how much each scan counts: for example 3 for a mean over three repeats, 1 for a single
+        trial. By default all count the same. Memory maps stay on disk. Raises `InputError` as `VoxelScale.of` does.
         """
         betas = np.asanyarray(voxels)
         root = _root_weights(weights, len(betas) if betas.ndim else 0)
@@ -109,16 +112,19 @@ class Basis(VoxelScale):
 
 
 def eigen(gram: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Eigenvalues, falling, and eigenvectors of a Gram matrix without those lost in rounding; it is overwritten."""
+    """Eigenvalues in falling order and eigenvectors of a Gram matrix, which is overwritten.
+
+    Those that are smaller than what rounding does are left out.
+    """
     squares, vectors = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
-    # In float32 a bound on rounding would take what is signal: what it leaves of noise there does no harm.
+    # In float32 a safe bound on rounding would cut off signal. A lax one leaves noise, which does no harm.
     errors = len(squares) if squares.dtype == np.float64 else np.sqrt(len(squares))
     keep = squares > squares[-1] * errors * np.finfo(squares.dtype).eps
     return squares[keep][::-1].copy(), np.ascontiguousarray(vectors[:, keep][:, ::-1])
 
 
 def blocks(count: int, bytes_each: int, block_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
-    """``count`` things in blocks of at most ``block_bytes``."""
+    """Slices of ``count`` things, of at most ``block_bytes`` each: ten things, four a block, are 0:4, 4:8 and 8:10."""
     step = max(1, block_bytes // bytes_each)
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 

@@ -15,10 +15,11 @@ from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.subjects.ridge.basis import VoxelScale, blocks, eigen
 from unibrain_rt.export.subjects.ridge.journal import Journal, Report
 from unibrain_rt.export.subjects.ridge.reduced import Reduced, check_fidelity
+from unibrain_rt.export.subjects.ridge.solution import spread_evenly
 from unibrain_rt.export.subjects.ridge.targets import release
 
 _BLOCK_BYTES = 128 << 20
-_MOST_SCANS = 4096  # by which directions are found
+_MOST_SCANS = 4096  # whose predictions tell the directions
 _RESAVE = (
     'load it where you trust it, and save the arrays alone: numpy.savez("head.npz", weight=..., bias=...)'
 )
@@ -57,7 +58,7 @@ class DenseHead:
         return self.calibration
 
     def weights(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Weights (V, B) with their targets' places. Raises `InputError` if they are not finite."""
+        """Weights (V, B), each block with its slice of the T targets. Raises `InputError` if they are not finite."""
         for part in blocks(len(self._weight), 4 * self.basis.voxels, _BLOCK_BYTES):
             block = np.array(self._weight[part], np.float32)
             release(self._weight)
@@ -67,8 +68,7 @@ class DenseHead:
 
     def some_z(self, most: int) -> NDArray[Any]:
         """z-scored voxels (M, V) of at most ``most`` scans, spread evenly."""
-        rows = np.unique(np.linspace(0, len(self._betas) - 1, most).astype(int))
-        return self.basis.z(self._betas[rows]).astype(np.float32)
+        return self.basis.z(self._betas[spread_evenly(len(self._betas), most)]).astype(np.float32)
 
     def reduced(
         self,

@@ -1,4 +1,4 @@
-"""Heads as a fit leaves them: not as weights, but as what makes weights of targets, block by block."""
+"""Fits heads: the alpha of each, and the calibration and held-out correlation of each of its targets."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def fit_heads(
 ) -> dict[str, RidgeFit]:
     """Fit every head of ``targets``, name -> (N, *shape), on betas (N, V); memory maps are read in blocks.
 
-    Each head gets the alpha with the highest held-out Pearson correlation, the mean over its targets, or over
-    2,048 of them, spread evenly, where there are more (the larger alpha of equals). Correlation and not R²,
-    since the calibration settles each target's scale. Every scan is held out once, alone or with the scans of its
-    stimulus, or in one of ``folds`` (`Folds.of`).
+    Each head gets the alpha with the highest held-out Pearson correlation, the larger alpha of equals. It is the
+    mean over the head's targets, or over 2,048 of them, spread evenly, where there are more. Correlation serves and
+    not R², since the calibration settles each target's scale. Every scan is held out once, alone or with the scans
+    of its stimulus, or in one of ``folds`` (`Folds.of`).
 
-    Calibration, a factor a target on what departs from the target's mean:
+    The calibration of a target is the factor by which its predictions' departures from its mean are multiplied:
 
     - ``"variance"``: the spread of the true targets over that of the held-out predictions, within
       `CALIBRATION_RANGE`. Ridge predicts the conditional mean, whose variance is r² of the target's (r their

@@ -1,11 +1,12 @@
 """Exact predictions of scans by the models that were fitted without them, from one factorisation.
 
-What counts of a held-out prediction is by how much it departs from its own model's mean: the mean of the targets
-without scans F runs against the targets of F, and makes useless voxels look anticorrelated. So an intercept is
-taken off each held-out prediction, and no statistic has to be taken within folds.
+A model that is fitted without the scans F takes the mean of the other scans' targets for its intercept. That mean is
+low where the targets of F are high, so that with it even useless voxels look anticorrelated. Held-out predictions are
+therefore given without the intercepts: by how much each departs from its own model's mean. Statistics are then taken
+over the scans of all folds together.
 
-Voxel means and deviations stay those of all scans, and so does the penalty a scan: without a share 1/K of the
-scans, alpha (1 - 1/K) on those that are left (as glmnet does). At the same alpha, models of fewer scans shrink
+Means and deviations of voxels stay those of all scans. The penalty a scan stays the same as well, as in glmnet: a model
+without a share 1/K of the scans has the penalty alpha (1 - 1/K). With alpha itself, models of fewer scans would shrink
 more, and the calibration learnt from them would be too large.
 """
 
@@ -22,12 +23,15 @@ from scipy.linalg import cho_factor, cho_solve
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects.ridge.basis import Basis, Floats
 
-_SMALLEST_PIVOT = 1e-5  # root of the share of a scan that its own fit leaves over
+_SMALLEST_PIVOT = 1e-5  # square root of the least share of a scan that its fit may leave unexplained
 
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """A division of N scans: fold k is ``order[bounds[k]:bounds[k + 1]]``."""
+    """A division of N scans: fold k is ``order[bounds[k]:bounds[k + 1]]``.
+
+    With ``order`` [3, 0, 1, 2] and ``bounds`` (0, 1, 4), fold 0 is scan 3, and fold 1 is scans 0, 1 and 2.
+    """
 
     order: NDArray[np.intp]
     bounds: tuple[int, ...]
@@ -38,9 +42,9 @@ class Folds:
     ) -> Folds:
         """Leave one stimulus out at a time, or a share 1/``folds`` of the stimuli, shuffled by ``seed``.
 
-        Groups (N,) are the stimuli where trials are not averaged, whose scans stay together: a stimulus that is
-        trained on and tested on makes everything look better than it is. By default every scan has one of its
-        own. Raises `InputError` if there are not folds enough, or one leaves fewer than two scans.
+        ``groups`` (N,) name each scan's stimulus, for trials that are not averaged. Scans of one stimulus stay in one
+        fold: tested on a stimulus that it was trained on, a model looks better than it is. By default every scan has a
+        stimulus of its own. Raises `InputError` if there are not folds enough, or one leaves fewer than two scans.
         """
         labels = np.arange(scans) if groups is None else np.asarray(groups)
         if labels.shape != (scans,):
@@ -83,7 +87,7 @@ class Folds:
 class HeldOut:
     """Held-out predictions of a basis' scans, in fold order, rows multiplied by the roots of the scans' weights.
 
-    ``dtype`` is what products with targets are computed in; what decides about them is float64.
+    Products with targets are computed in ``dtype``, all else in float64.
     """
 
     def __init__(self, basis: Basis, folds: Folds, dtype: DTypeLike = np.float64) -> None:
@@ -109,7 +113,7 @@ class HeldOut:
         return LeftOut(self, shrinkage, factors)
 
     def operator(self, alpha: float) -> NDArray[Any]:
-        """(N, N): held-out predictions, each less its model's mean, are its product with centred targets (N, B)."""
+        """(N, N): its product with centred targets (N, B) is their held-out predictions, without models' means."""
         left_out = self.at(alpha)
         matrix = -(self._scores * left_out.shrinkage) @ self._scores.T
         matrix[np.diag_indices_from(matrix)] += 1.0
@@ -135,7 +139,7 @@ class LeftOut:
     factors: list[Floats]  # Cholesky factors of 1 - H_FF
 
     def residuals(self, fitted: NDArray[Any]) -> NDArray[Any]:
-        """What held-out predictions leave of targets, from what fitted ones leave (N, B), which is overwritten."""
+        """Targets less held-out predictions (N, B), from targets less fitted values, which are overwritten."""
         if self.held_out.folds.single:
             fitted /= np.square(np.concatenate(self.factors)).astype(fitted.dtype)
             return fitted
@@ -144,7 +148,10 @@ class LeftOut:
         return fitted
 
     def predict(self, targets: NDArray[Any], moments: NDArray[Any]) -> NDArray[Any]:
-        """What the product of `HeldOut.operator` and centred targets (N, B) is; moments are ``scores.T @ targets``."""
+        """The product of `HeldOut.operator` and centred targets (N, B); ``moments`` are ``scores.T @ targets``.
+
+        For few targets this is quicker than making the operator.
+        """
         held_out = self.held_out
         shrunken = self.shrinkage[:, None].astype(targets.dtype) * moments
         predictions = targets - self.residuals(targets - held_out.scores @ shrunken)

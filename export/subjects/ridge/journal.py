@@ -1,4 +1,4 @@
-"""What a long fit has done so far, kept in a folder, so that after a break it goes on and not from the start."""
+"""What a long fit has done so far, kept in a folder: after a break it goes on from there."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ _INTERVAL_S = 30.0
 class Journal:
     """Named sets of arrays; without a folder nothing is kept, and every fit begins at its beginning.
 
-    ``key`` tells what is fitted: a folder of another fit is refused. What was entered comes back bit for bit, so
-    that a fit that goes on ends with the bytes of one that was never interrupted. Raises `InputError` if the
-    folder is of another fit or cannot be used.
+    ``key`` tells what is fitted. What was entered comes back bit for bit, so that a fit that was interrupted ends with
+    the bytes of one that was not. Raises `InputError` if the folder is of another fit or cannot be used.
     """
 
     def __init__(self, folder: Path | None = None, key: Mapping[str, Any] | None = None) -> None:

@@ -1,17 +1,19 @@
-"""A head of reduced rank: its predictions through the few directions in which those of unseen scans differ.
+"""A head of reduced rank: it predicts along the few directions in which predictions of scans differ most.
 
-With P the predictions of the training scans (N, T), calibrated and in units of each target's deviation, C, so that
-every target counts the same, the directions are the leading eigenvectors V of P.T P (reduced-rank regression), and the
-factors are ``left = W C V`` and ``right = V.T C⁻¹``. Of targets Y, all that directions depend on is ``Y C² Y.T``, so
-any root Q of it serves, ``Q Q.T = Y C² Y.T``: Y C itself where there are fewer targets than scans, else the Cholesky
-factor of the Gram matrix, which is summed over blocks. In components (`basis`, scores of lengths s)::
+Let P (N, T) be the predictions of the training scans, calibrated and in units of each target's deviation, so that every
+target counts the same, and C what takes targets to these units. The directions are the leading eigenvectors V of P.T P
+(reduced-rank regression), and the factors are ``left = W C V`` and ``right = V.T C⁻¹``. They depend on the targets Y by
+``Y C² Y.T`` alone, so that any root Q of it serves, ``Q Q.T = Y C² Y.T``: Y C itself where there are fewer targets than
+scans, else the Cholesky factor of this Gram matrix, which is summed over blocks. In the components of `basis`, whose
+scores have the lengths s::
 
     A = (s² + alpha)⁻¹ scores.T Q,   s A = E √λ V_Q.T       the model, and its predictions (R, q) as a singular value
     left = axes s⁻¹ E √λ,   right = λ^-½ E.T s (s² + alpha)⁻¹ scores.T Y                               decomposition
 
-How much a rank keeps, training predictions do not tell: the directions were chosen for them. So a model of four fifths
-of the scans is reduced, and what each rank keeps of its predictions of the others is what the rank is chosen by. Which
-ranks the heads of a subject get is settled for all together (`ranks`); a smaller rank is the first columns of a larger.
+Training predictions do not tell how much a rank keeps, since the directions were chosen for them. So a model of four
+fifths of the scans is reduced, and the rank is chosen by what it keeps of that model's predictions of the other scans.
+The ranks of a subject's heads are settled together (`ranks`). The factors of a smaller rank are the first columns of
+those of a larger one.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ def check_fidelity(fidelity: float) -> None:
 
 
 def held_out_shares(solution: Solution, root: NDArray[Any]) -> NDArray[np.float64]:
-    """What ranks 1, 2, ... of a model of four fifths of the scans keep of its predictions of the others."""
+    """Shares that ranks 1, 2, ... keep of what a model of four fifths of the scans predicts for the others."""
     folds = solution.held_out.folds
     tested = np.zeros(len(root), bool)
     for number, fold in enumerate(folds):
@@ -137,13 +139,13 @@ def _leading(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _of_length(shares: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """Up to ``rank``, also where four fifths of the scans do not reach it; 1 where there is nothing to keep."""
+    """The shares of ranks up to ``rank``. Where fewer are known, the last is repeated; where none is, all are 1."""
     last = shares[-1] if len(shares) else 1.0
     return np.concatenate([shares[:rank], np.full(max(0, rank - len(shares)), last)])
 
 
 def _filled(values: NDArray[Any], filling: float) -> NDArray[Any]:
-    """At least one component: of a head that predicts nothing, one that is nothing."""
+    """The values of all components or, for a head that always predicts its mean, of one with this filling."""
     return values if values.shape[-1] else np.full((*values.shape[:-1], 1), filling, values.dtype)
 
 

@@ -50,7 +50,7 @@ class Stored:
         return self._reduced.rank
 
     def right(self) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float32] | None]]:
-        """Blocks (r, B) of the other factor with their places and scales."""
+        """Blocks (r, B) of the other factor, each with its slice of the T targets and its scales (B,)."""
         for part, block in self._reduced.right():
             values, scale = self._narrow(self._balance[:, None] * block)
             units = self._units[part]

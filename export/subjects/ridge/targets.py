@@ -14,7 +14,7 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects.ridge.basis import Basis
 
 _CONSTANT = 1e-6  # of the mean: float32 cannot tell smaller spreads from none
-_RUNS = 64  # of neighbours, of which a sample is made
+_RUNS = 64  # of neighbours, which make up a sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Targets:
         return Block(y, mean, varies)
 
     def sample(self, most: int) -> Sequence[slice]:
-        """Slices of at most ``most`` targets together: runs spread evenly over all, or all of them."""
+        """Slices that hold at most ``most`` targets together: all, or 64 runs of neighbours, spread evenly."""
         if self.count <= most:
             return (slice(0, self.count),)
         width = most // _RUNS

@@ -8,8 +8,8 @@ import torch
 from unibrain_rt.benchmarks.experiments.report import shipped_judge
 from unibrain_rt.engines import create_engine
 from unibrain_rt.export.judges.features import FeatureFile, network_extractor
-from unibrain_rt.export.phantom.learning.judge import FACTORS, FEATURES, SIDE, JudgeLearner, write_judge
-from unibrain_rt.export.phantom.scenes import KINDS, scenes
+from unibrain_rt.export.phantom.learning.judge import FEATURES, SIDE, JudgeLearner, write_judge
+from unibrain_rt.export.phantom.scenes import FACTORS, KINDS, scenes
 
 
 def test_losses_are_a_function_of_the_generator_and_every_part_learns() -> None:

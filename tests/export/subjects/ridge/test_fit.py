@@ -12,9 +12,9 @@ import pytest
 from ridge_problem import ALPHAS, fit_ridge, predicted, problem, relative, solved, weight_of, z_scored
 
 from unibrain_rt.errors import InputError
+from unibrain_rt.export.subjects.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subjects.ridge import basis as basis_module
 from unibrain_rt.export.subjects.ridge import fit as fit_module
-from unibrain_rt.export.subjects.ridge import fit_heads
 from unibrain_rt.export.subjects.ridge import solution as solution_module
 from unibrain_rt.export.subjects.ridge.basis import Basis
 from unibrain_rt.export.subjects.ridge.held_out import Folds, HeldOut
@@ -116,7 +116,9 @@ def test_one_factorisation_serves_all_heads_and_alphas(monkeypatch: pytest.Monke
 
 # --- from disk, in blocks -----------------------------------------------------------------------------------
 
-FIELDS = ("weight", "target_mean", "calibration", "held_out_correlation")
+
+def arrays_of(fit: RidgeFit) -> list[np.ndarray]:
+    return [weight_of(fit), fit.target_mean, fit.calibration, fit.held_out_correlation]
 
 
 @pytest.mark.parametrize("shape", [(60, 20, 23), (20, 60, 23)])
@@ -133,8 +135,8 @@ def test_voxels_and_targets_come_in_blocks_from_half_precision_maps(
     maps = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("voxels", "targets")]
     blocks = fit_ridge(*maps, ALPHAS)
     assert blocks.alpha == whole.alpha
-    for name in FIELDS:
-        np.testing.assert_allclose(getattr(blocks, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    for in_blocks, at_once in zip(arrays_of(blocks), arrays_of(whole), strict=True):
+        np.testing.assert_allclose(in_blocks, at_once, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_number_of_targets(
@@ -174,7 +176,7 @@ def test_a_killed_fit_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
 
         fits = fit_heads(voxels, heads, ALPHAS, journal=journal, report=report)
         found = [fit.reduced(0.99, journal, report) for fit in fits.values()]
-        parts = [getattr(fit, name) for fit in fits.values() for name in FIELDS]
+        parts = [array for fit in fits.values() for array in arrays_of(fit)]
         parts += [part for each in found for part in (each.left, each.right_of)]
         run.told = len(told)  # type: ignore[attr-defined]
         return b"".join(part.tobytes() for part in parts)
