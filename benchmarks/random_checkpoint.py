@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from unibrain_rt.captions import byte_alphabet
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.files import whole_file
 
 Shape = tuple[int, ...]
 MAIN = "vd-four-flow-v1-0.safetensors"
@@ -139,10 +140,8 @@ def write_checkpoint(
     (out / "config.json").write_text(sizes + "\n", encoding="utf-8")
     # The main file comes last: a folder that has it is complete.
     for file in sorted(files, key=lambda name: name == MAIN):
-        partial = out / f".{file}.partial"
-        with partial.open("wb") as stream:
+        with whole_file(out / file) as part, part.open("wb") as stream:
             _write_safetensors(stream, file, files[file], shapes, dtype, seed)
-        partial.rename(out / file)
     return {file: (out / file).stat().st_size for file in files}
 
 

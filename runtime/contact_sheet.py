@@ -1,4 +1,4 @@
-"""Many decodes at a glance: captioned pictures on one sheet. It has letters in it, so that it needs Pillow."""
+"""Many decodes at a glance: captioned pictures on one sheet."""
 
 from __future__ import annotations
 
@@ -87,7 +87,6 @@ def contact_sheet(
     Pictures are fitted into squares of 128 to 256 px, by the largest of them. ``header`` is a title and more
     lines; ``labels`` name the pictures of a tile ("shown", "decoded") above each column. Captions wrap and
     end in an ellipsis after three lines. Tiles beyond `SHEET_TILES` are left out, and the sheet says so.
-    Raises `ImportError` where Pillow is not installed.
     """
     from PIL import Image, ImageDraw
 

@@ -66,7 +66,7 @@ class SheetDone:
     """What became of the contact sheet, which several decoded scans get."""
 
     path: Path
-    outcome: Literal["written", "kept", "needs Pillow"]
+    outcome: Literal["written", "kept"]
 
 
 Event: TypeAlias = "ScanDecoded | ScanKept | ScanFailed | SheetDone"
@@ -174,9 +174,5 @@ def _write_sheet(plan: FilePlan, tiles: list[Tile], last: Reconstruction, decode
     header = [f"{decoded} scans, {last.bundle}, {last.subject}, preset {last.preset}"]
     if decoded > len(tiles):
         header.append(f"the first {len(tiles)} are shown")
-    try:
-        sheet = contact_sheet(tiles, header=header)
-    except ImportError:
-        return SheetDone(path, "needs Pillow")
-    write_png(path, sheet)
+    write_png(path, contact_sheet(tiles, header=header))
     return SheetDone(path, "written")

@@ -1,13 +1,8 @@
-"""What a decode leaves behind: PNG and JSON, written whole or not at all.
-
-A file is first written under a temporary name in its own folder, then renamed, so that no reader ever sees
-half of it. What the system refuses (no space, no permission) is an `InputError` of one line.
-"""
+"""What a decode leaves behind: a picture and its record for every scan. What is there is kept unless asked."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.errors import InputError, input_error, one_line
+from unibrain_rt.errors import input_error, one_line
+from unibrain_rt.files import cannot_write, json_text, write_files
 from unibrain_rt.png import encode_png
 
 SHEET_NAME = "contact_sheet"
-
-_ADVICE = {
-    errno.ENOSPC: "free some space or write elsewhere with --out",
-    errno.EDQUOT: "free some space or write elsewhere with --out",
-    errno.ENOTDIR: "a file stands where a folder is needed, write elsewhere with --out",
-    errno.EEXIST: "a file stands where a folder is needed, write elsewhere with --out",
-    errno.EISDIR: "a folder stands where the file would go, write elsewhere with --out",
-    errno.ENAMETOOLONG: "shorten the scan's name",
-}
 
 
 @dataclass(frozen=True)
@@ -110,22 +97,7 @@ def plan_outputs(
 
 def write_png(path: Path, image: NDArray[np.uint8], *, text: Mapping[str, str] | None = None) -> None:
     """Write ``image`` (height, width, 3) with ``text`` as PNG text chunks. Raises `InputError`."""
-    _write([(Path(path), encode_png(image, _encodable(text)))])
-
-
-def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
-    """Write strict JSON in UTF-8; NumPy values and paths are converted. Raises `InputError`."""
-    _write([(Path(path), _json_bytes(mapping))])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` in UTF-8. Raises `InputError`."""
-    _write([(Path(path), text.encode("utf-8", "backslashreplace"))])
-
-
-def write_texts(files: Mapping[Path, str]) -> None:
-    """Write several texts in UTF-8, all or (where none was there) none. Raises `InputError`."""
-    _write([(Path(path), text.encode("utf-8", "backslashreplace")) for path, text in files.items()])
+    write_files({path: encode_png(image, text)})
 
 
 def write_pair(
@@ -136,66 +108,7 @@ def write_pair(
     text: Mapping[str, str] | None = None,
 ) -> None:
     """Write a scan's picture and record, both or (where neither was there) none. Raises `InputError`."""
-    picture = encode_png(image, _encodable(text))
-    _write([(output.png, picture), (output.json, _json_bytes(record))])
-
-
-def _encodable(text: Mapping[str, str] | None) -> dict[str, str]:
-    """``text`` with lone surrogates, which stand for undecodable bytes of file names, in their backslash form."""
-    return {
-        key: value.encode("utf-8", "backslashreplace").decode("utf-8") for key, value in (text or {}).items()
-    }
-
-
-def _json_bytes(mapping: Mapping[str, Any]) -> bytes:
-    text = json.dumps(dict(mapping), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    # A file name may hold undecodable bytes as lone surrogates; their backslash form is JSON's own for them.
-    return f"{text}\n".encode("utf-8", "backslashreplace")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def _write(files: Sequence[tuple[Path, bytes]]) -> None:
-    """Put all files in place or, if any of them fails, none; temporary files never stay."""
-    temporary: list[Path] = []
-    placed: list[Path] = []
-    path = files[0][0]
-    try:
-        for path, data in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            part = path.with_name(f".{os.urandom(8).hex()}.tmp")
-            temporary.append(part)
-            # Not tempfile: it makes files that only their owner can read, and labs share folders.
-            with open(part, "xb") as stream:
-                stream.write(data)
-        for (path, _), part in zip(files, temporary, strict=True):
-            if not os.path.lexists(path):
-                placed.append(path)
-            os.replace(part, path)
-    except BaseException as error:  # an interrupt must not leave half a pair either
-        for leftover in (*temporary, *placed):
-            try:
-                leftover.unlink(missing_ok=True)
-            except OSError:
-                continue  # the folder itself may be gone; the first error is the one to show
-        if isinstance(error, OSError):
-            raise _cannot_write(path, error) from error
-        raise
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    advice = _ADVICE.get(error.errno or 0, "write to a folder of yours with --out")
-    return input_error(path, f"cannot be written ({error.strerror or type(error).__name__}): {advice}")
+    write_files({output.png: encode_png(image, text), output.json: json_text(record)})
 
 
 def _check_folder(out: Path) -> None:
@@ -209,4 +122,4 @@ def _check_folder(out: Path) -> None:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _cannot_write(out, error) from error
+        raise cannot_write(out, error) from error

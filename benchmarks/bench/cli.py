@@ -209,14 +209,14 @@ def _check_out(out: Path | None, bundle: Path) -> None:
 def _write(out: Path, results: dict[str, Any]) -> None:
     from unibrain_rt.benchmarks.bench.bench_tables import NAMES, footer, label, page
     from unibrain_rt.benchmarks.bench.svg import stacked_bars
-    from unibrain_rt.outputs import write_texts
+    from unibrain_rt.files import write_files
 
     bars = {
         label(case): {stage: case["stages"][stage]["p50"] for stage in case["stages"] if stage != "time"}
         for case in results["cases"]
     }
     title = f"Where the time of a decode goes: {results['bundle']['name']}, median of each stage"
-    write_texts(
+    write_files(
         {
             out / f"{NAME}.json": json.dumps(results, indent=1) + "\n",
             out / f"{NAME}.md": page(results, f"{NAME}.svg"),

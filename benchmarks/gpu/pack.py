@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import lzma
-import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from unibrain_rt.export.bundles.bundle_folder import write_manifest
 from unibrain_rt.export.bundles.cuda import CUDA, cuda_flavour
 from unibrain_rt.export.bundles.graph_folder import FLAVOURED, GRAPHS, describe
 from unibrain_rt.export.bundles.precision import Precision, set_precision
+from unibrain_rt.files import whole_folder
 from unibrain_rt.presets import PRESETS
 
 WHEEL, PEER = "onnxruntime-gpu==1.31.1", "diffusers==0.39.0"
@@ -125,13 +123,13 @@ def main(out: Path, wheels: Path | None, architecture: int, config: Path | None)
     """Prepare the folder OUT; what is there already is kept."""
     out.mkdir(parents=True, exist_ok=True)
     wheels = wheels or out.with_name(f"{out.name}-wheels")
-    with _whole(out / SITE) as folder:
-        if folder is not None:
+    if not (out / SITE).exists():
+        with whole_folder(out / SITE) as folder:
             unpack_pruned(download(WHEEL, wheels), folder, architecture)
             with zipfile.ZipFile(download(PEER, wheels)) as peer:
                 peer.extractall(folder)
-    with _whole(out / PUBLISHED) as folder:
-        if folder is not None:
+    if not (out / PUBLISHED).exists():
+        with whole_folder(out / PUBLISHED) as folder:
             write_published(folder, Architecture.load(config) if config else Architecture())
     if not (out / REFERENCE).exists():
         write_reference(out / REFERENCE)
@@ -139,19 +137,6 @@ def main(out: Path, wheels: Path | None, architecture: int, config: Path | None)
         for name in (SITE, PUBLISHED, REFERENCE):
             tar.add(out / name, name)
     click.echo(f"{out / CARRIED}: {(out / CARRIED).stat().st_size / 2**20:.1f} MiB to carry")
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path | None]:
-    """A folder to fill, which takes its place at the end; None where that is there already."""
-    if folder.exists():
-        yield None
-        return
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    yield partial
-    partial.rename(folder)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from PIL import Image
 
 from unibrain_rt.benchmarks.quality.intervals import Interval
 from unibrain_rt.errors import InputError
-from unibrain_rt.outputs import write_texts
+from unibrain_rt.files import write_files
 
 Cell: TypeAlias = "Interval | float | int | str"
 HTML, MARKDOWN, RECORD = "report.html", "report.md", "report.json"
@@ -162,7 +162,7 @@ def write_report(
     """
     check_report(out, overwrite=overwrite)
     record = json.dumps({**page.record(), **(data or {})}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_texts({out / HTML: page.html(), out / MARKDOWN: page.markdown(), out / RECORD: f"{record}\n"})
+    write_files({out / HTML: page.html(), out / MARKDOWN: page.markdown(), out / RECORD: f"{record}\n"})
 
 
 _STYLE = """

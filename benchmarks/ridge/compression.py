@@ -10,7 +10,6 @@ does, with paired differences to the exact heads.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from unibrain_rt.export.subjects.encoders import encode_targets
 from unibrain_rt.export.subjects.ridge import fit_heads
 from unibrain_rt.export.subjects.ridge.journal import Journal
 from unibrain_rt.export.subjects.subject_writer import FIDELITY, write_subject
+from unibrain_rt.files import whole_folder
 from unibrain_rt.pool import Request, open_pool
 
 EXACT = "exact"
@@ -46,38 +46,35 @@ BUDGETS = (FIDELITY, assemble.FIDELITY, 0.9)
 def make_subjects(folder: Path, engine_name: str, training: int) -> Bundle:
     """A copy of the shipped phantom in which one fit is stored in every way."""
     if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        shipped = Bundle.open()
-        copy_bundle(shipped.folder, partial)
-        bundle, engine = Bundle.open(partial), create_engine(engine_name)
-        # One search for components serves every budget.
-        key = {"training": training, "bundle": shipped.fingerprint(), "engine": engine.name}
-        journal = Journal(folder.with_name("journal"), key)
-        person = SUBJECTS[DEFAULT_SUBJECT]
-        shown = scenes("train", training, SCENE_SEED)
-        images = stimuli(shown, bundle.architecture["autokl"]["image_size"])
-        targets = encode_targets(bundle, engine, images, [captions(scene)[0] for scene in shown])
-        fits = fit_heads(
-            scans(person.brain(DEFAULT_SUBJECT), images, shown, person.seed), targets, journal=journal
-        )
-        for budget in (None, *BUDGETS):
+        with whole_folder(folder) as partial:
+            shipped = Bundle.open()
+            copy_bundle(shipped.folder, partial)
+            bundle, engine = Bundle.open(partial), create_engine(engine_name)
+            # One search for components serves every budget.
+            key = {"training": training, "bundle": shipped.fingerprint(), "engine": engine.name}
+            journal = Journal(folder.with_name("journal"), key)
+            person = SUBJECTS[DEFAULT_SUBJECT]
+            shown = scenes("train", training, SCENE_SEED)
+            images = stimuli(shown, bundle.architecture["autokl"]["image_size"])
+            targets = encode_targets(bundle, engine, images, [captions(scene)[0] for scene in shown])
+            fits = fit_heads(
+                scans(person.brain(DEFAULT_SUBJECT), images, shown, person.seed), targets, journal=journal
+            )
+            for budget in (None, *BUDGETS):
 
-            def write(place: Path, budget: float | None = budget) -> None:
-                kept: dict[str, Any] = {"exact": True} if budget is None else {"fidelity": budget}
-                write_subject(
-                    place,
-                    _name(budget),
-                    fits,
-                    beta_scale=1 / BETA_SCALE,
-                    encoders=bundle.encoders,
-                    journal=journal,
-                    **kept,
-                )
+                def write(place: Path, budget: float | None = budget) -> None:
+                    kept: dict[str, Any] = {"exact": True} if budget is None else {"fidelity": budget}
+                    write_subject(
+                        place,
+                        _name(budget),
+                        fits,
+                        beta_scale=1 / BETA_SCALE,
+                        encoders=bundle.encoders,
+                        journal=journal,
+                        **kept,
+                    )
 
-            add_subject(partial, write, _name(budget))
-        partial.rename(folder)
+                add_subject(partial, write, _name(budget))
     return Bundle.open(folder)
 
 

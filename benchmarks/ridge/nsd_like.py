@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unibrain_rt.files import whole_file
+
 SHAPES = {
     "image_latent": (4, 64, 64),
     "text_latent": (768,),
@@ -84,12 +86,11 @@ def write_targets(world: World, latents: Floats, folder: Path) -> dict[str, Any]
     for head, shape in world.shapes.items():
         path, size = folder / f"{head}.targets.npy", (world.scans, math.prod(shape))
         if not path.exists():
-            part = path.with_suffix(".partial")
-            array = np.lib.format.open_memmap(part, "w+", np.float16, size)
-            for start in range(0, size[1], BLOCK):
-                stop = min(start + BLOCK, size[1])
-                array[:, start:stop] = world.targets(head, latents, start, stop)
-            array.flush()
-            part.rename(path)
+            with whole_file(path) as part:
+                array = np.lib.format.open_memmap(part, "w+", np.float16, size)
+                for start in range(0, size[1], BLOCK):
+                    stop = min(start + BLOCK, size[1])
+                    array[:, start:stop] = world.targets(head, latents, start, stop)
+                array.flush()
         maps[head] = np.load(path, mmap_mode="r").reshape(world.scans, *shape)
     return maps

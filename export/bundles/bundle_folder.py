@@ -12,6 +12,7 @@ from typing import Any
 
 from unibrain_rt.bundle import MANIFEST, is_plain, sha256_of
 from unibrain_rt.errors import InputError, input_error, one_line
+from unibrain_rt.files import cannot_write, exchanged, whole_folder, write_files
 
 
 @contextmanager
@@ -25,32 +26,9 @@ def new_folder(out: Path, *, overwrite: bool = False, marker: str = MANIFEST) ->
     Raises:
         InputError: ``out`` exists, or cannot be written.
     """
-    out = out.absolute()
     check_free(out, overwrite=overwrite, marker=marker)
-    partial, old = (out.with_name(f".{out.name}.{what}") for what in ("partial", "replaced"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    try:
+    with whole_folder(out) as partial:
         yield partial
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        try:
-            partial.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror or error}); free space or choose another --out"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_free(out: Path, *, overwrite: bool = False, marker: str = MANIFEST) -> None:
@@ -111,7 +89,7 @@ def add_subject(bundle: Path, write: Callable[[Path], None], name: str, *, overw
     manifest = json.loads(before)
     taken = name in manifest["subjects"]
     folder = bundle / "subjects" / name
-    partial, old = (folder.with_name(f".{name}.{what}") for what in ("partial", "replaced"))
+    partial = folder.with_name(f".{name}.partial")
     others: dict[str, Any] = {
         "subjects": [other for other in manifest["subjects"] if other != name],
         "files": {
@@ -121,8 +99,7 @@ def add_subject(bundle: Path, write: Callable[[Path], None], name: str, *, overw
         },
     }
     try:
-        for leftover in (partial, old):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         folder.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         records = {
@@ -136,35 +113,22 @@ def add_subject(bundle: Path, write: Callable[[Path], None], name: str, *, overw
         try:
             if taken:
                 _put_manifest(bundle, {**manifest, **others})
-            if folder.exists():  # the old one, or what a killed process never entered
-                folder.rename(old)
-            partial.rename(folder)
-            _put_manifest(bundle, {**manifest, **entered})
+            # What is in its place is the old one, or what a killed process never entered.
+            with exchanged(partial, folder):
+                _put_manifest(bundle, {**manifest, **entered})
         except BaseException:
-            with suppress(OSError):
-                _roll_back(folder, old, taken)
-                _put(bundle / MANIFEST, before)
+            with suppress(OSError, InputError):
+                write_files({bundle / MANIFEST: before})
             raise
     except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise input_error(folder, f"{problem}: free some space, or make a copy with --out") from error
+        raise cannot_write(folder, error) from error
     finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def set_default_subject(bundle: Path, name: str) -> None:
     """Whose scans the bundle takes where nobody says whose they are."""
     _put_manifest(bundle, {**read_manifest(bundle), "default_subject": name})
-
-
-def _roll_back(folder: Path, old: Path, taken: bool) -> None:
-    if old.exists():
-        if folder.exists():
-            shutil.rmtree(folder)
-        old.rename(folder)
-    elif not taken:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -174,16 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _put_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    _put(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-
-
-def _put(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.partial")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_files({folder / MANIFEST: json.dumps(manifest, indent=1, sort_keys=True) + "\n"})
 
 
 def _records(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:

@@ -7,11 +7,9 @@ EfficientNet, which were trained on larger ones. Nothing is downloaded, and noth
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from unibrain_rt.export.bundles.trace import OPSET
 from unibrain_rt.export.judges.features import INPUT, OUTPUT, FeatureFile, Measure
 from unibrain_rt.export.judges.networks import AlexNet, EfficientNetB1, InceptionV3, ResNet50
 from unibrain_rt.export.subjects.pixels import CLIP_MEAN, CLIP_STD
-from unibrain_rt.outputs import write_json
+from unibrain_rt.files import json_text, whole_files
 
 Colours = tuple[float, float, float]
 IMAGENET: tuple[Colours, Colours] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -150,29 +148,18 @@ def write_features(
         colours: mean and standard deviation by which pixels in [0, 1] are normalised.
 
     Returns:
-        The JSON file, which is written last: where it is, the graph is whole.
+        The JSON file, which gets its name last: where it is, the graph is whole.
     """
     example = torch.zeros(2, 3, side, side)
     with torch.no_grad():
         shape = tuple(module.eval()(example).shape[1:])
-    partial = out / f".{name}.{os.getpid()}.partial"
-    try:
-        partial.mkdir(parents=True)
-        graph = partial / f"{name}.onnx"
-        _export(module, example, graph)
-        description = FeatureFile(
-            title, measure, graph, sha256_of(graph), side, *colours, shape, provenance=provenance
+    graph, path = out / f"{name}.onnx", out / f"{name}.json"
+    with whole_files(graph, path) as (exported, described):
+        _export(module, example, exported)
+        features = FeatureFile(
+            title, measure, graph, sha256_of(exported), side, *colours, shape, provenance=provenance
         )
-        target = out / graph.name
-        (out / f"{name}.json").unlink(missing_ok=True)
-        os.replace(graph, target)
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise input_error(out, f"{problem}: free space or choose another --out") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    path = out / f"{name}.json"
-    write_json(path, replace(description, graph=target).record())
+        described.write_text(json_text(features.record()), encoding="utf-8")
     return path
 
 

@@ -30,7 +30,8 @@ from unibrain_rt.export.phantom.simulated_subjects import BETA_SCALE
 from unibrain_rt.export.subjects.encoders import encode_targets
 from unibrain_rt.export.subjects.ridge import fit_heads
 from unibrain_rt.export.subjects.subject_writer import write_subject
-from unibrain_rt.outputs import write_json, write_png
+from unibrain_rt.files import write_json
+from unibrain_rt.outputs import write_png
 
 TRAINING_SCANS = 9000
 EXAMPLES = 6

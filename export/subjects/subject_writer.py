@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -25,6 +23,7 @@ from unibrain_rt.export.subjects.ridge.ranks import share_out
 from unibrain_rt.export.subjects.ridge.reduced import Reduced, check_fidelity
 from unibrain_rt.export.subjects.ridge.storage import ROUNDING, Storage, Stored
 from unibrain_rt.export.subjects.ridge.targets import release
+from unibrain_rt.files import whole_folder
 from unibrain_rt.flows import INPUTS
 from unibrain_rt.subject import Subject
 from unibrain_rt.subject_files import DESCRIPTION_FILE, ROI_FILE, SCHEMA_VERSION, TENSOR_FILE
@@ -124,7 +123,7 @@ def write_subject(
         arrays["mask"] = _mask(mask, basis.voxels)
     regions = {region: _region(region, inside, basis.voxels) for region, inside in (rois or {}).items()}
     stored = {} if exact else _stored(heads, storage, fidelity, max_bytes, journal, report)
-    with _new_folder(folder) as part:
+    with whole_folder(folder) as part:
         _write_tensors(part / TENSOR_FILE, heads, stored, arrays)
         description = {
             "schema_version": SCHEMA_VERSION,
@@ -140,6 +139,7 @@ def write_subject(
         if regions:
             (part / ROI_FILE).write_bytes(_saved(regions))
         write_ridge_graph(part)
+        Subject.open(part).rois()  # what cannot be read back is not put in place
 
 
 def _stored(
@@ -246,21 +246,3 @@ def _mask(mask: ArrayLike, voxels: int) -> NDArray[np.uint8]:
         problem = f"the mask has {int(inside.sum()):,} voxels in {inside.ndim} dimensions"
         raise InputError(f"{problem}, but the betas have {voxels:,}: give the 3-D mask they were taken with")
     return inside.astype(np.uint8)
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to fill, which takes its place once it can be read back, or is removed."""
-    part = folder.with_name(f".{os.urandom(8).hex()}.tmp")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
-        yield part
-        Subject.open(part).rois()  # what cannot be read back is not put in place
-        part.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            problem = f"cannot be written ({error.strerror or type(error).__name__})"
-            raise input_error(folder, f"{problem}: write elsewhere, or free some space") from error
-        raise

@@ -133,8 +133,6 @@ def command(
                         click.echo(f"{event.output.stem}: {said}" if plan.scans > 1 else said)
                 case SheetDone(path, "kept"):
                     _note(f"{path}: kept (--overwrite makes it again)")
-                case SheetDone(path, "needs Pillow"):
-                    _note(f"{path.name} needs Pillow: pip install pillow")
     report.close()
     if failed:
         raise SystemExit(failed)

@@ -66,9 +66,9 @@ class JsonReport:
     def close(self) -> None:
         """Write the file, if there is one, whole or not at all. Raises `InputError`."""
         if self._path is not None:
-            from unibrain_rt.outputs import write_text
+            from unibrain_rt.files import write_files
 
-            write_text(self._path, "".join(f"{line}\n" for line in self._lines))
+            write_files({self._path: "".join(f"{line}\n" for line in self._lines)})
 
 
 def _joined(words: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The lean machine: Python 3.10 with numpy and click, and of NVIDIA's libraries stand-ins alone."""
+"""The lean machine: Python 3.10 with numpy, click and Pillow, and of NVIDIA's libraries stand-ins alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from built_wheel import install, make_environment, run, site_packages
 
 OLDEST = (3, 10)
-LIBRARIES = ("numpy>=1.24,<2", "click")
+LIBRARIES = ("numpy>=1.24,<2", "click", "pillow")
 """JetPack 6's own libraries were built against numpy 1."""
 STAND_INS = {"tensorrt": "TENSORRT", "cuda/bindings/runtime": "CUDA"}
 """NVIDIA's modules, and what of `lean_stand_ins` each of them is."""
@@ -84,7 +84,7 @@ def test_a_decode_runs_and_loads_nothing_else(lean: Path, repository: Path, tmp_
     told = json.loads(done.stdout)
     stand_ins = {path.split("/")[0] for path in STAND_INS}
     at_the_start = {"_distutils_hack"}  # of the environment itself
-    allowed = {"unibrain_rt", "numpy", "click"} | stand_ins | at_the_start
+    allowed = {"unibrain_rt", "numpy", "click", "PIL"} | stand_ins | at_the_start
     assert stand_ins <= set(told["libraries"]) <= allowed
     assert {"unibrain_rt.decoder", "unibrain_rt.cli.decode", "unibrain_rt.engines.onnxruntime"} <= set(
         told["modules"]

@@ -16,7 +16,8 @@ from PIL import Image
 
 from unibrain_rt import outputs
 from unibrain_rt.errors import InputError
-from unibrain_rt.outputs import plan_outputs, write_json, write_pair, write_png
+from unibrain_rt.files import write_json
+from unibrain_rt.outputs import plan_outputs, write_pair, write_png
 
 
 def picture(size: int = 64) -> np.ndarray[Any, Any]:
@@ -143,11 +144,11 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     code = (
         "import resource, signal, sys\n"
-        "from unibrain_rt import outputs\n"
+        "from unibrain_rt import files\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: outputs.write_json(sys.argv[1], {'text': 'x' * 5000})\n"
-        "except outputs.InputError as error: print(error)\n"
+        "try: files.write_json(files.Path(sys.argv[1]), {'text': 'x' * 5000})\n"
+        "except files.InputError as error: print(error)\n"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "a.json")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)

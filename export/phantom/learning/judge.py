@@ -25,7 +25,7 @@ from unibrain_rt.export.phantom.learning.loop import Stage, train
 from unibrain_rt.export.phantom.learning.world import normal
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import FACTORS, scenes
-from unibrain_rt.outputs import write_json
+from unibrain_rt.files import write_json
 
 SIDE = 64
 FEATURES = 128

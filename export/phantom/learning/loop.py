@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from unibrain_rt.files import whole_file
 
 LossFunction = Callable[[np.random.Generator, int], Tensor]
 
@@ -126,6 +127,5 @@ def _save(
         "optimiser": optimiser.state_dict(),
         "step": step,
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as part:
+        torch.save(state, part)

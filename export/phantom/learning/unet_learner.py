@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from unibrain_rt.export.bundles.models.unet import Flow, FourFlowUNet
 from unibrain_rt.export.phantom.learning.language import CLIPLearner, OptimusLearner
 from unibrain_rt.export.phantom.learning.world import World, normal
 from unibrain_rt.export.subjects.pixels import clip_pixels
+from unibrain_rt.files import whole_file
 from unibrain_rt.samplers import Schedule, alphas_cumprod
 
 DROPPED_CONTEXTS = 0.1
@@ -45,10 +45,11 @@ class Latents:
     def cached(cls, path: Path, encode: Callable[[], Latents]) -> Latents:
         """Read from ``path``, or encode and keep them there: they take minutes."""
         if not path.is_file():
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            found = {name: value.contiguous() for name, value in vars(encode()).items() if value is not None}
-            save_file(found, temporary)
-            os.replace(temporary, path)
+            latents = {
+                name: value.contiguous() for name, value in vars(encode()).items() if value is not None
+            }
+            with whole_file(path) as part:
+                save_file(latents, part)
         return cls(**load_file(path))
 
     @classmethod

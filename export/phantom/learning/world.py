@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from unibrain_rt.export.bundles.tokenization import bert_ids, clip_ids, gpt2_ids
 from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import COLOURS, scenes
+from unibrain_rt.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,8 @@ class World:
         path = folder / f"world_{count}_{seed}.safetensors"
         if not path.is_file():
             world = cls.render("train", count, seed, architecture, tokenizers)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file(vars(world), temporary)
-            os.replace(temporary, path)
+            with whole_file(path) as part:
+                save_file(vars(world), part)
         return cls(**load_file(path))
 
     def __len__(self) -> int:

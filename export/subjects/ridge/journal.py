@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.errors import InputError, input_error
+from unibrain_rt.errors import input_error
+from unibrain_rt.files import whole_file, write_files
 
 Report = Callable[[str], None]
 
@@ -41,10 +41,8 @@ class Journal:
             elif any(folder.iterdir()):
                 raise input_error(folder, "holds something else: name another --work")
             else:
-                _put(folder / _KEY, text.encode())
+                write_files({folder / _KEY: text}, option="--work")
         except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
             raise input_error(folder, f"cannot be used ({error}): name another --work") from error
 
     def find(self, name: str) -> dict[str, NDArray[Any]] | None:
@@ -61,22 +59,11 @@ class Journal:
         """Keep these arrays under a name, in the place of those before."""
         if self.folder is None:
             return
-        path = self.folder / f"{name}.npz"
-        part = path.with_name(f".{name}.partial.npz")
-        try:
-            np.savez(part, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
-            os.replace(part, path)
-        except OSError as error:
-            raise input_error(path, f"cannot be written ({error.strerror}): free some space") from error
+        with whole_file(self.folder / f"{name}.npz", "--work") as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
         self._entered = time.monotonic()
 
     @property
     def due(self) -> bool:
         """Whether half a minute has passed since the last entry: what grows slowly is not kept at every block."""
         return self.folder is not None and time.monotonic() - self._entered >= _INTERVAL_S
-
-
-def _put(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.partial")
-    part.write_bytes(content)
-    os.replace(part, path)

@@ -241,7 +241,6 @@ NOT_LEAN = (
     "transformers",
     "scipy",
     "matplotlib",
-    "PIL",
     "skimage",
     "safetensors",
 )

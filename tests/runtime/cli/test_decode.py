@@ -185,17 +185,6 @@ def test_many_scans_get_a_pair_each_and_a_contact_sheet(decode: Run, out: Path, 
     assert picture(out / "contact_sheet.png").shape[0] > 200
 
 
-def test_without_pillow_there_is_no_contact_sheet_and_a_line_says_so(
-    decode: Run, out: Path, scans: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    done = decode(*scans)
-    assert (done.code, done.complaints) == (0, ["contact_sheet.png needs Pillow: pip install pillow"])
-    assert files(out) == ["a.json", "a.png", "b.json", "b.png", "c.json", "c.png"]
-    monkeypatch.undo()
-    assert picture(out / "a.png").shape == (8, 8, 3)
-
-
 def test_a_file_of_many_scans_is_numbered(decode: Run, out: Path, tiny: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "run.npy", np.stack([tiny.scan(number) for number in range(3)]))
     np.save(tmp_path / "one.npy", tiny.scan(1)[None])
