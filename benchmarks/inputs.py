@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.flows import Flow
 from unibrain_rt.presets import PRESETS, Preset
 from unibrain_rt.samplers import Schedule, seeded_noise
 
-Flow = Literal["image", "text"]
 Float = NDArray[np.float32]
-FLOWS: tuple[Flow, Flow] = ("image", "text")
 PRESET = "paper"
 _SEED = 0
 
@@ -57,7 +55,7 @@ def step_inputs(architecture: Architecture, flow: Flow) -> StepInputs:
         context = seeded_noise(_SEED, stream, (2, length, sizes.context_dim))
         contexts[name] = context / np.linalg.norm(context, axis=-1, keepdims=True)
     schedule, preset = Schedule(**asdict(architecture.schedule)), PRESETS[PRESET]
-    table = preset.table(schedule, "image" if flow == "image" else "caption")
+    table = preset.table(schedule, flow)
     return StepInputs(
         latent=seeded_noise(_SEED, 0, shape),
         contexts=contexts,

@@ -21,8 +21,8 @@ import click
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks import markdown as tables
 from unibrain_rt.benchmarks.export_cost import measure_export
-from unibrain_rt.benchmarks.inputs import FLOWS, Flow
 from unibrain_rt.benchmarks.peers.rounds import measure_flow
+from unibrain_rt.flows import FLOWS, Flow
 
 PARTS = ("checkpoint", "export", "steps", "half")
 NAME = "published-cpu"

@@ -22,8 +22,9 @@ def grouped(options: Sequence[Decorator], group: type, name: str) -> Decorator:
             values = {field.name: given.pop(field.name) for field in fields(group)}
             return command(**given, **{name: group(**values)})
 
+        grouped_command: Callable[..., Any] = taken
         for option in reversed(options):
-            taken = option(taken)
-        return taken
+            grouped_command = option(grouped_command)
+        return grouped_command
 
     return decorate

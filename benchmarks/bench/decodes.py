@@ -180,7 +180,7 @@ class TimedDecodes:
         preset, schedule = self.bundle.preset(self.decoder.preset_name), self.bundle.schedule
         counts = {
             "image_step": len(preset.table(schedule, "image").timesteps),
-            "caption_step": len(preset.table(schedule, "caption").timesteps),
+            "caption_step": len(preset.table(schedule, "text").timesteps),
             "token": tokens,
         }
         found = {}

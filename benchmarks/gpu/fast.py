@@ -22,12 +22,13 @@ from unibrain_rt.benchmarks.bench.counting import count_work
 from unibrain_rt.benchmarks.bench.roofline import StageWork
 from unibrain_rt.benchmarks.gpu import filling
 from unibrain_rt.benchmarks.gpu.parts import write
-from unibrain_rt.benchmarks.gpu.scan import FLOWS, compare, tables_of
+from unibrain_rt.benchmarks.gpu.scan import compare, tables_of
 from unibrain_rt.benchmarks.gpu.variant_worker import VARIANTS, WORKS, load_decoded
 from unibrain_rt.benchmarks.gpu.variants import STAGES
 from unibrain_rt.benchmarks.processes import WorkerError, WorkerProcess
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import probe
+from unibrain_rt.flows import FLOWS
 
 PRESETS = ("paper", "fast", "realtime")
 TOKENS = 20

@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.benchmarks.inputs import Flow
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.export.bundles.architecture import Architecture
-from unibrain_rt.presets import Flow as PresetFlow
+from unibrain_rt.flows import FLOWS, Flow
 from unibrain_rt.samplers import SamplerTable, seeded_noise
 
-FLOWS: dict[Flow, PresetFlow] = {"image": "image", "text": "caption"}
-"""What a flow is called in graphs, and in presets."""
 START_TOKEN = 1  # with random weights, any token is as good a start
 _CONTEXT_STREAM = 10
 
@@ -55,7 +52,7 @@ class Decoded:
 
 def tables_of(bundle: Bundle, preset: str) -> dict[Flow, SamplerTable]:
     """Both flows' tables of a preset."""
-    return {flow: bundle.preset(preset).table(bundle.schedule, kind) for flow, kind in FLOWS.items()}
+    return {flow: bundle.preset(preset).table(bundle.schedule, flow) for flow in FLOWS}
 
 
 def compare(found: Decoded, wanted: Decoded) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.benchmarks.gpu.scan import FLOWS, START_TOKEN, Decoded, Scan, tables_of
-from unibrain_rt.benchmarks.inputs import Flow
+from unibrain_rt.benchmarks.gpu.scan import START_TOKEN, Decoded, Scan, tables_of
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Call, Engine, Program, Session
+from unibrain_rt.flows import FLOWS, Flow
 
 STAGES = ("context", "image_loop", "autokl", "text_loop", "tokens")
 

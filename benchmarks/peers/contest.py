@@ -83,7 +83,7 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
     """
     counts = {
         "image": len(preset.table(schedule, "image").timesteps),
-        "text": len(preset.table(schedule, "caption").timesteps),
+        "text": len(preset.table(schedule, "text").timesteps),
     }
     parts: dict[str, float] = {}
     works: tuple[tuple[Work, str], ...] = (("image", "image loop"), ("text", "caption loop"))

@@ -13,11 +13,11 @@ from diffusers.models.transformers.dual_transformer_2d import DualTransformer2DM
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import UNetFlatConditionModel
 
-from unibrain_rt.benchmarks.inputs import Flow
 from unibrain_rt.engines import EngineError
 from unibrain_rt.export.bundles.architecture import Architecture
 from unibrain_rt.export.bundles.checkpoint import Checkpoint
 from unibrain_rt.export.bundles.layouts import diffusers_name, unet_blocks
+from unibrain_rt.flows import Flow
 
 _SECOND_DIM = 4
 """Of ``UNetFlatConditionModel``'s blocks, which have it written down."""

@@ -20,13 +20,14 @@ import click
 import numpy as np
 
 from unibrain_rt.benchmarks import machine
-from unibrain_rt.benchmarks.inputs import FLOWS, Float, Flow, step_inputs
+from unibrain_rt.benchmarks.inputs import Float, step_inputs
 from unibrain_rt.benchmarks.peers.peer import Source, Work
 from unibrain_rt.benchmarks.peers.registry import PEERS, peer_class
 from unibrain_rt.benchmarks.peers.workers import Pool, Worker
 from unibrain_rt.benchmarks.processes import WorkerError
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.flows import FLOWS, Flow
 
 Round = dict[str, dict[str, float]]
 """By variant, say ``torch/whole``: wall and processor seconds of one step."""

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from unibrain_rt.benchmarks.inputs import Float, Flow, StepInputs, step_inputs
+from unibrain_rt.benchmarks.inputs import Float, StepInputs, step_inputs
 from unibrain_rt.benchmarks.peers.peer import EnginePeer, Peer, Source, opened, take
 from unibrain_rt.export.bundles.architecture import Architecture
+from unibrain_rt.flows import Flow
 
 
 class OnnxRuntimePeer(EnginePeer):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 from unibrain_rt.errors import InputError
 
 #: Stored int16 betas are % signal change times 300 (NSD).
 BETA_SCALE = 1 / 300
+
+Rows: TypeAlias = slice | Sequence[int] | NDArray[np.integer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +30,11 @@ class Stimuli:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def select(self, rows: ArrayLike | slice) -> Stimuli:
+    def select(self, rows: Rows) -> Stimuli:
         """Those in these rows, in this order."""
         return replace(self, numbers=self.numbers[rows])
 
-    def images(self, size: int, rows: ArrayLike | slice = slice(None)) -> NDArray[np.uint8]:
+    def images(self, size: int, rows: Rows = slice(None)) -> NDArray[np.uint8]:
         """Pictures (n, size, size, 3) of these rows, all by default. Raises `InputError`."""
         numbers = self.numbers[rows].tolist()
         pictures = np.empty((len(numbers), size, size, 3), np.uint8)
@@ -97,7 +99,7 @@ class Dataset:
     def voxels(self) -> int:
         return self.betas.shape[1]
 
-    def select(self, rows: ArrayLike | slice) -> Dataset:
+    def select(self, rows: Rows) -> Dataset:
         """The dataset of these scans alone, in this order."""
         places = np.arange(self.scans)[rows]
         return replace(

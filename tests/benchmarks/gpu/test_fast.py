@@ -11,10 +11,11 @@ from click.testing import CliRunner
 
 from unibrain_rt.benchmarks.gpu.fast import PRESETS, main
 from unibrain_rt.benchmarks.gpu.fast_page import fast_page
-from unibrain_rt.benchmarks.gpu.scan import FLOWS, Decoded, compare
+from unibrain_rt.benchmarks.gpu.scan import Decoded, compare
 from unibrain_rt.benchmarks.gpu.variant_worker import WORKS
 from unibrain_rt.benchmarks.gpu.variants import STAGES
 from unibrain_rt.engines import probe
+from unibrain_rt.flows import FLOWS
 
 
 def test_it_goes_the_whole_way_on_a_cpu(pack: Path, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from unibrain_rt.benchmarks.inputs import FLOWS, step_inputs  # noqa: E402
+from unibrain_rt.benchmarks.inputs import step_inputs  # noqa: E402
 from unibrain_rt.benchmarks.peers import rounds  # noqa: E402
 from unibrain_rt.benchmarks.peers.peer import Peer, Source  # noqa: E402
 from unibrain_rt.benchmarks.peers.registry import PEERS, work_bytes  # noqa: E402
 from unibrain_rt.benchmarks.peers.rounds import group_peers, measure_flow, relative_errors, summarise  # noqa: E402
 from unibrain_rt.benchmarks.peers.workers import PeerAnswers, Pool, Worker  # noqa: E402
 from unibrain_rt.benchmarks.processes import WorkerError, serve  # noqa: E402
+from unibrain_rt.flows import FLOWS  # noqa: E402
 from unibrain_rt.samplers import COLUMNS  # noqa: E402
 
 GIB = 2**30
