@@ -26,7 +26,6 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.bench.bench_tables import NAMES, ms
-from unibrain_rt.benchmarks.bench.counting import count_work
 from unibrain_rt.benchmarks.bench.runner import Plan, measure
 from unibrain_rt.benchmarks.bench.svg import stacked_bars
 from unibrain_rt.benchmarks.markdown import machine_line, table
@@ -34,6 +33,7 @@ from unibrain_rt.benchmarks.memory import PeakMemory
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.cli.tables import size_text
 from unibrain_rt.engines.host import usable_cores
+from unibrain_rt.graph_size import costs_of
 from unibrain_rt.samplers import seeded_noise
 
 NAME = "scaling"
@@ -122,9 +122,7 @@ def images(engine: str, preset: str, runs: int, work: Path) -> list[dict[str, An
         bundle = _bundle_of(side, work)
         opened = Bundle.open(bundle)
         (case,) = measure(Plan(bundle, (engine,), (preset,), runs=runs))
-        step, decode = (
-            count_work(opened.graph(name).path).flops for name in ("unet_image_step", "autokl_decode")
-        )
+        step, decode = (costs_of(opened, name).flops for name in ("unet_image_step", "autokl_decode"))
         row = _row(side, case["runs"]["image_loop"] * step + decode, case)
         parts = {stage: case["stages"][stage]["p50"] for stage in ("image_loop", "autokl")}
         found.append({**row, "ms": sum(parts.values()), "stages": parts})

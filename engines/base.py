@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from unibrain_rt.engines.buffers import BufferRoles
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_costs import GraphCosts
 
 Array = NDArray[Any]
 Progress = Callable[[int], None]
@@ -49,7 +50,9 @@ class GraphSpec:
     ``feedback`` maps an output to the input it becomes on the next run. ``files`` is the SHA-256 of the file and of
     every file of weights that it names, by file name; of its other forms, too. ``fallback`` is a graph of the same
     tensors that computes in fp32, for where this one's numbers leave the range of its type. ``flavours`` are graphs of
-    the same tensors and meaning in the operators of one engine, by the engine's `Engine.flavour`.
+    the same tensors and meaning in the operators of one engine, by the engine's `Engine.flavour`; how many nodes of
+    each of those operators they have, ``flavour_operators`` tells. ``costs`` is None for graphs that were exported
+    before costs were counted, and for what is no part of a model.
     """
 
     name: str
@@ -60,17 +63,25 @@ class GraphSpec:
     files: Mapping[str, str] = field(default_factory=dict)
     fallback: Path | None = None
     flavours: Mapping[str, Path] = field(default_factory=dict)
+    costs: GraphCosts | None = None
+    flavour_operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def flavoured(self, flavour: str | None) -> GraphSpec:
         """The graph in an engine's flavour, where there is one."""
-        path = None if flavour is None else self.flavours.get(flavour)
-        return self if path is None else replace(self, path=path, flavours={})
+        path = self.flavours.get(flavour or "")
+        if path is None:
+            return self
+        costs, operators = self.costs, self.flavour_operators.get(flavour or "")
+        if costs is not None:
+            costs = None if operators is None else replace(costs, operators=operators)
+        return replace(self, path=path, flavours={}, costs=costs)
 
     def in_fp32(self) -> GraphSpec:
         """The graph's fallback, where there is one."""
-        return (
-            self if self.fallback is None else replace(self, path=self.fallback, fallback=None, flavours={})
-        )
+        if self.fallback is None:
+            return self
+        costs = None if self.costs is None else replace(self.costs, bytes_per_number=4)
+        return replace(self, path=self.fallback, fallback=None, flavours={}, costs=costs)
 
     @property
     def roles(self) -> BufferRoles:

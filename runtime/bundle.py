@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unibrain_rt.captions import VOCABULARY
 from unibrain_rt.engines.base import GraphSpec, TensorSpec
 from unibrain_rt.engines.file_digest import file_sha256
+from unibrain_rt.engines.graph_costs import GraphCosts
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.flows import FLOWS, Flow
 from unibrain_rt.manifest import Fields
@@ -35,6 +36,7 @@ SCHEMA_VERSION = 1
 CONSTANTS = "constants.safetensors"
 UNCONDITIONAL = ("unconditional_image_context", "unconditional_text_context")
 _TYPES = ("float32", "float16", "int64", "int32", "bool")
+_COSTS = ("flops", "weight_numbers", "activation_numbers", "stored_bytes", "bytes_per_number")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_ELEMENTS = 2**32  # of a tensor that is bound; the largest real one has some 10**8
 
@@ -310,7 +312,23 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
         files={PurePosixPath(other).name: files[other].sha256 for other in named},
         fallback=None if fallback is None else folder / fallback,
         flavours={flavour: folder / other for flavour, other in flavours.items()},
+        costs=_costs(fields.object("costs")) if fields.optional("costs", dict) is not None else None,
+        flavour_operators={
+            flavour: _counts(fields.object("flavour_operators").object(flavour))
+            for flavour in fields.optional("flavour_operators", dict) or {}
+        },
     )
+
+
+def _costs(fields: Fields) -> GraphCosts:
+    numbers = {name: fields.take(name, int) for name in _COSTS}
+    if min(numbers.values()) < 0:
+        raise BundleError(f"{fields.where}: costs cannot be negative; export the bundle again")
+    return GraphCosts(**numbers, operators=_counts(fields.object("operators")))
+
+
+def _counts(fields: Fields) -> dict[str, int]:
+    return {name: fields.take(name, int) for name in fields.raw()}
 
 
 def _tensor(fields: Fields) -> TensorSpec:

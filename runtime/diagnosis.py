@@ -48,6 +48,15 @@ class Check:
     cure: str | None = None
 
 
+_UNKNOWN_COSTS = Check(
+    "memory",
+    WARNING,
+    "the bundle is from before graphs told what they cost, and decodes all the same; neither the memory it needs nor "
+    "missing kernels can be told",
+    "export the bundle again",
+)
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where we are; see `platform_facts`. ``onnxruntimes`` are versions of distributions by name."""
@@ -141,7 +150,8 @@ def diagnose(bundle: Path | None = None, cache: Path | None = None) -> Diagnosis
     memory, choice = None, _choose(cache, opened)
     if opened is not None:
         try:
-            memory = decode_memory(opened, decode_graphs(opened, _presets(opened)))
+            graphs = decode_graphs(opened, _presets(opened))
+            memory = decode_memory(opened, graphs) if all(graph.costs for graph, _ in graphs) else None
         except BundleError as error:
             bundle_check = Check("bundle", PROBLEM, str(error))
     cache_check, plans = check_cache(cache)
@@ -153,6 +163,7 @@ def diagnose(bundle: Path | None = None, cache: Path | None = None) -> Diagnosis
         *check_speed(choice),
         bundle_check,
         *(check_memory(memory, machine) if memory is not None else ()),
+        *([_UNKNOWN_COSTS] if opened is not None and memory is None else ()),
         cache_check,
     ]
     return Diagnosis(

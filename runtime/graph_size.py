@@ -1,17 +1,17 @@
-"""How much memory a bundle's decode takes: the weights that each graph loads, buffers, and ridge heads."""
+"""How much memory a bundle's decode takes: the weights that each graph loads, buffers, and ridge heads; and what the
+manifest tells of a graph's costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import EngineError, GraphSpec
-from unibrain_rt.engines.onnx_file import read_onnx
+from unibrain_rt.engines import GraphSpec
+from unibrain_rt.engines.graph_costs import GraphCosts
 from unibrain_rt.errors import BundleError
 from unibrain_rt.subject_files import TENSOR_FILE
 
@@ -20,7 +20,7 @@ from unibrain_rt.subject_files import TENSOR_FILE
 class DecodeMemory:
     """Bytes that a decode needs, by estimate. What a back end computes with comes on top.
 
-    ``graphs`` are the weights of each graph: the ONNX file, and what it names of other files. ``buffers_bytes`` are
+    ``graphs`` are the weights of each graph, as they are stored. ``buffers_bytes`` are
     all inputs and outputs. ``heads_bytes`` is the largest subject's file: mapped on the host, and where an engine
     applies the heads on a device, held there, too.
     """
@@ -45,12 +45,16 @@ class DecodeMemory:
 
 
 def decode_memory(bundle: Bundle, graphs: Sequence[tuple[GraphSpec, int]]) -> DecodeMemory:
-    """What ``graphs``, with the size of their free axes, and the bundle's subjects need. Raises BundleError."""
+    """What ``graphs``, with the size of their free axes, and the bundle's subjects need.
+
+    Raises:
+        BundleError: the bundle is too old to tell.
+    """
     names = [f"subjects/{name}/{TENSOR_FILE}" for name in bundle.subjects]
     weights: dict[str, int] = {}
     buffers: dict[str, int] = {}
     for graph, free in graphs:
-        weights[graph.name] = weight_bytes(graph.path)
+        weights[graph.name] = costs_of(bundle, graph.name).stored_bytes
         sizes = [
             prod(spec.sized(free)) * np.dtype(spec.dtype).itemsize for spec in (*graph.inputs, *graph.outputs)
         ]
@@ -59,14 +63,16 @@ def decode_memory(bundle: Bundle, graphs: Sequence[tuple[GraphSpec, int]]) -> De
     return DecodeMemory(weights, sum(buffers.values()), heads)
 
 
-def weight_bytes(path: Path) -> int:
-    """Size of an ONNX file and of what its initializers name of other files, in bytes.
+def costs_of(bundle: Bundle, graph: str) -> GraphCosts:
+    """What the manifest tells of a graph's costs.
 
     Raises:
-        BundleError: the file cannot be read, or is no ONNX.
+        BundleError: there is no such graph, or it was exported before costs were counted.
     """
-    try:
-        tensors = read_onnx(path).graph.initializers
-        return path.stat().st_size + sum(tensor.external.length for tensor in tensors if tensor.external)
-    except EngineError as error:
-        raise BundleError(str(error)) from error
+    costs = bundle.graph(graph).costs
+    if costs is None:
+        raise BundleError(
+            f"{bundle.folder}: does not tell what its graphs cost, as bundles do from now on; decodes need none of it, "
+            "but this does: export the bundle again"
+        )
+    return costs

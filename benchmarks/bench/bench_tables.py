@@ -13,8 +13,8 @@ from unibrain_rt.cli.tables import size_text
 
 NAMES = {
     "scan_read": "scan read", "ridge": "ridge", "context": "context", "image_loop": "image loop", "autokl": "AutoKL",
-    "caption_loop": "caption loop", "gpt2": "GPT-2", "png": "PNG and JSON", ONCE: "time, once a schedule",
-    "image_step": "· a step", "caption_step": "· a step", "token": "· a token",
+    "text_loop": "text loop", "caption": "caption", "png": "PNG and JSON", ONCE: "time, once a schedule",
+    "image_step": "· a step", "text_step": "· a step", "token": "· a token",
 }  # fmt: skip
 _NONE = "–"
 
@@ -184,7 +184,7 @@ def _projections(found: Sequence[Mapping[str, Any]]) -> Table:
             one["device"],
             *(
                 ms(one["stages_ms"].get(stage, 0.0))
-                for stage in ("image_loop", "autokl", "caption_loop", "gpt2")
+                for stage in ("image_loop", "autokl", "text_loop", "caption")
             ),
             ms(one["limit_ms"]),
             size_text(one["memory_bytes"]),
@@ -203,8 +203,8 @@ def _projections(found: Sequence[Mapping[str, Any]]) -> Table:
         "device",
         "image loop",
         "AutoKL",
-        "caption loop",
-        "GPT-2",
+        "text loop",
+        "caption",
         "at least",
         "memory",
         "low memory",

@@ -88,7 +88,7 @@ def command(
     from unibrain_rt.benchmarks.bench.runner import Plan, describe, measure
     from unibrain_rt.benchmarks.processes import WorkerError
     from unibrain_rt.bundle import Bundle
-    from unibrain_rt.engines import EngineError
+    from unibrain_rt.errors import BundleError
 
     opened = Bundle.open(bundle)
     for preset in presets:
@@ -109,7 +109,7 @@ def command(
     for case in cases:
         try:
             works = stage_works(opened, case["preset"], case["runs"], case["subject"])
-        except EngineError as error:
+        except BundleError as error:
             _say(f"no limits: {error}")
             continue
         case["roofline"] = roofline(works, case["stages"], case["peaks"])

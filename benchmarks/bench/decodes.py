@@ -26,30 +26,22 @@ from unibrain_rt.samplers import seeded_noise
 from unibrain_rt.scans import read_scans
 from unibrain_rt.sessions import decode_graphs
 
-STAGES = ("scan_read", "ridge", "context", "image_loop", "autokl", "caption_loop", "gpt2", "png")
-"""In the order in which they run; with the little between them, they make up the end-to-end time."""
+STAGES = ("scan_read", "ridge", "context", "image_loop", "autokl", "text_loop", "caption", "png")
+"""As a reconstruction's ``timings_ms`` name them, with reading and writing; in the order in which they run. With the
+little between them, they make up the end-to-end time."""
 ONCE = "time"
 """The stage that runs once per schedule, when a decoder is opened: its graph gives the time modulation of all steps."""
-LOOPS = {"image_step": "unet_image_step", "caption_step": "unet_text_step", "token": "optimus_decode"}
+LOOPS = {"image_step": "unet_image_step", "text_step": "unet_text_step", "token": "optimus_decode"}
 """What is timed one by one, and the graph that runs for each."""
-STEP_OF = {"image_loop": "image_step", "caption_loop": "caption_step", "gpt2": "token"}
+STEP_OF = {"image_loop": "image_step", "text_loop": "text_step", "caption": "token"}
 GRAPHS = {
     "context": "unet_context",
     "image_loop": "unet_image_step",
     "autokl": "autokl_decode",
-    "caption_loop": "unet_text_step",
-    "gpt2": "optimus_decode",
+    "text_loop": "unet_text_step",
+    "caption": "optimus_decode",
 }
 """Which graph a stage runs."""
-_TIMINGS = {
-    "ridge": "ridge",
-    "context": "context",
-    "image_loop": "image_loop",
-    "autokl": "autokl",
-    "caption_loop": "caption_loop",
-    "gpt2": "caption",
-}
-"""What a reconstruction's ``timings_ms`` call the stages."""
 _SCAN = "scan"
 
 
@@ -133,9 +125,7 @@ class TimedDecodes:
         ended, ended_cpu = self._clock.now(), time.process_time()
         runs = self._tap.take()
         ends = {"scan_read": (begun, read), "png": (decoded, ended)}
-        stages = {
-            stage: result.timings_ms[key] for stage, key in _TIMINGS.items() if key in result.timings_ms
-        }
+        stages = {stage: taken for stage, taken in result.timings_ms.items() if stage in STAGES}
         stages |= {stage: late.milliseconds_since(early) for stage, (early, late) in ends.items()}
         return {
             "stages": {stage: stages[stage] for stage in STAGES if stage in stages},
@@ -180,7 +170,7 @@ class TimedDecodes:
         preset, schedule = self.bundle.preset(self.decoder.preset_name), self.bundle.schedule
         counts = {
             "image_step": len(preset.table(schedule, "image").timesteps),
-            "caption_step": len(preset.table(schedule, "text").timesteps),
+            "text_step": len(preset.table(schedule, "text").timesteps),
             "token": tokens,
         }
         found = {}

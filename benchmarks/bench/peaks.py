@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unibrain_rt.benchmarks.bench.one_node_graphs import write_graph
-from unibrain_rt.engines import Call, Engine, EngineError
+from unibrain_rt.engines import Call, Engine, EngineError, GraphSpec, TensorSpec
 
+GRAPHS = Path(__file__).parent / "graphs"
+"""Files of one operator each, in float32."""
 SIDES = (1024, 2048)
 """Of the matrices: on some processors the smaller product is the faster one."""
-COPY_NUMBERS = 2**25
+COPY_SHAPE = (2**15, 2**10)
 _LEAST_REPEATS = 3
 
 
@@ -25,15 +26,13 @@ def measure_peaks(engine: Engine, seconds: float = 1.0) -> dict[str, Any]:
     copy of numpy, whichever is faster; of a device with memory of its own, the engine's alone.
     """
     found: dict[str, Any] = {"flops_per_s": 0.0, "bytes_per_s": 0.0, "problem": None}
-    with tempfile.TemporaryDirectory(prefix="unibrain-rt-peaks-") as folder:
-        try:
-            for side in SIDES:
-                rate = 2 * side**3 / _best(engine, Path(folder), "MatMul", (side, side), seconds / len(SIDES))
-                found["flops_per_s"] = max(found["flops_per_s"], rate)
-            taken = _best(engine, Path(folder), "Neg", (COPY_NUMBERS // 2**10, 2**10), seconds)
-            found["bytes_per_s"] = 2 * 4 * COPY_NUMBERS / taken
-        except EngineError as error:
-            found["problem"] = str(error)
+    try:
+        for side in SIDES:
+            rate = 2 * side**3 / _best(engine, product(side), seconds / len(SIDES))
+            found["flops_per_s"] = max(found["flops_per_s"], rate)
+        found["bytes_per_s"] = 2 * 4 * prod(COPY_SHAPE) / _best(engine, negation(), seconds)
+    except EngineError as error:
+        found["problem"] = str(error)
     if engine.describe().get("device") == "cpu":
         found["bytes_per_s"] = max(found["bytes_per_s"], _numpys_copy(seconds))
         if not found["flops_per_s"]:
@@ -41,13 +40,26 @@ def measure_peaks(engine: Engine, seconds: float = 1.0) -> dict[str, Any]:
     return found
 
 
-def _best(engine: Engine, folder: Path, operator: str, shape: tuple[int, ...], seconds: float) -> float:
+def product(side: int) -> GraphSpec:
+    """y = a b of square matrices, with one of `SIDES`."""
+    return _graph(f"matmul-{side}", ("a", "b"), (side, side))
+
+
+def negation() -> GraphSpec:
+    """y = -a."""
+    return _graph("negation", ("a",), COPY_SHAPE)
+
+
+def _graph(name: str, inputs: tuple[str, ...], shape: tuple[int, ...]) -> GraphSpec:
+    *given, result = (TensorSpec(tensor, "float32", shape) for tensor in (*inputs, "y"))
+    return GraphSpec(name, GRAPHS / f"{name}.onnx", tuple(given), (result,))
+
+
+def _best(engine: Engine, graph: GraphSpec, seconds: float) -> float:
     """Least seconds of one run, on the device's own clock where it has one."""
-    graph = write_graph(folder / f"{operator.lower()}-{shape[0]}.onnx", operator, shape)
     session = engine.open(graph)
-    values = np.random.default_rng(0).random(shape, np.float32)
     for spec in graph.inputs:
-        session.write(spec.name, values)
+        session.write(spec.name, np.random.default_rng(0).random(spec.sized(1), np.float32))
     program = engine.program([Call(session)])
     spent: list[float] = []
     ends = time.perf_counter() + seconds
@@ -59,7 +71,7 @@ def _best(engine: Engine, folder: Path, operator: str, shape: tuple[int, ...], s
 
 
 def _numpys_copy(seconds: float) -> float:
-    source = np.ones(COPY_NUMBERS, np.float32)
+    source = np.ones(COPY_SHAPE, np.float32)
     target = np.empty_like(source)
     return 2 * source.nbytes / _least(lambda: np.copyto(target, source), seconds)
 

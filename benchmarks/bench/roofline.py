@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.benchmarks.bench.counting import Work, count_work
 from unibrain_rt.benchmarks.bench.decodes import GRAPHS, ONCE
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.engines.graph_costs import GraphCosts
+from unibrain_rt.graph_size import costs_of
 from unibrain_rt.sessions import decode_graphs
 from unibrain_rt.subject import Subject
 from unibrain_rt.subject_files import TENSOR_FILE
@@ -30,7 +31,7 @@ class StageWork:
     stage: str
     graph: str
     runs: int
-    work: Work
+    work: GraphCosts
 
     def limit_ms(self, flops_per_s: float, bytes_per_s: float, bytes_per_number: int | None = None) -> float:
         """Milliseconds that all runs take at least; with ``bytes_per_number``, where numbers are as wide as that."""
@@ -55,7 +56,7 @@ def stage_works(bundle: Bundle, preset: str, runs: Mapping[str, int], subject: s
     """The work of every stage that a graph does, in order; ``runs`` of each are as a decode made them.
 
     Raises:
-        EngineError: a graph's work cannot be counted.
+        BundleError: the bundle is too old to tell what its graphs cost.
     """
     found = []
     if subject in bundle.subjects:
@@ -63,12 +64,12 @@ def stage_works(bundle: Bundle, preset: str, runs: Mapping[str, int], subject: s
     free = {graph.name: size for graph, size in decode_graphs(bundle, [preset])}
     for stage, graph in {**GRAPHS, ONCE: "unet_time"}.items():
         if stage in runs or stage == ONCE:
-            work = count_work(bundle.graph(graph).path, free[graph])
+            work = costs_of(bundle, graph).sized(free[graph])
             found.append(StageWork(stage, graph, runs.get(stage, 1), work))
     return found
 
 
-def heads_work(subject: Subject) -> Work:
+def heads_work(subject: Subject) -> GraphCosts:
     """Every number of a subject's factors is used once, in a product and an addition, as wide as it is stored."""
     size = sum(subject.size_bytes(head) for head in subject.heads)
     width = max(np.dtype(subject.storage(head)).itemsize for head in subject.heads)
@@ -76,7 +77,7 @@ def heads_work(subject: Subject) -> Work:
         subject.voxels * head.targets if head.rank is None else head.rank * (subject.voxels + head.targets)
         for head in subject.heads.values()
     )
-    return Work(2 * numbers, numbers, 0, size, width)
+    return GraphCosts(2 * numbers, numbers, 0, size, width)
 
 
 def roofline(

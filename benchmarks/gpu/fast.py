@@ -18,7 +18,6 @@ from typing import Any
 
 import click
 
-from unibrain_rt.benchmarks.bench.counting import count_work
 from unibrain_rt.benchmarks.bench.roofline import StageWork
 from unibrain_rt.benchmarks.gpu import filling
 from unibrain_rt.benchmarks.gpu.parts import write
@@ -29,6 +28,7 @@ from unibrain_rt.benchmarks.processes import WorkerError, WorkerProcess
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import probe
 from unibrain_rt.flows import FLOWS
+from unibrain_rt.graph_size import costs_of
 
 PRESETS = ("paper", "fast", "realtime")
 TOKENS = 20
@@ -140,7 +140,7 @@ def bounds(bundle: Bundle, preset: str, peaks: dict[str, float]) -> dict[str, An
     }
     found = {}
     for stage, (graph, runs) in stages.items():
-        work = StageWork(stage, graph, runs, count_work(bundle.graph(graph).path))
+        work = StageWork(stage, graph, runs, costs_of(bundle, graph))
         found[stage] = {
             "runs": runs,
             "flops": work.work.flops,

@@ -24,6 +24,7 @@ from unibrain_rt.benchmarks.random_checkpoint import SPECIAL, write_vocabulary
 from unibrain_rt.bundle import CONSTANTS, SCHEMA_VERSION, UNCONDITIONAL
 from unibrain_rt.export.bundles.architecture import Architecture
 from unibrain_rt.export.bundles.bundle_folder import write_manifest
+from unibrain_rt.export.bundles.costs import operator_counts
 from unibrain_rt.export.bundles.cuda import CUDA, cuda_flavour
 from unibrain_rt.export.bundles.graph_folder import FLAVOURED, GRAPHS, describe
 from unibrain_rt.export.bundles.precision import Precision, set_precision
@@ -50,6 +51,7 @@ def write_published(folder: Path, sizes: Architecture, *, precision: Precision =
         if own is not None:
             save_hollow(own, parts, graphs / f"{graph.name}.{CUDA}.onnx", weights)
             record["flavours"] = {CUDA: f"{GRAPHS}/{graph.name}.{CUDA}.onnx"}
+            record["flavour_operators"] = {CUDA: operator_counts(own)}
         records[graph.name] = record
         places[f"{GRAPHS}/{weights.path.name}"] = weights.close()
         click.echo(

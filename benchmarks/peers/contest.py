@@ -86,7 +86,7 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
         "text": len(preset.table(schedule, "text").timesteps),
     }
     parts: dict[str, float] = {}
-    works: tuple[tuple[Work, str], ...] = (("image", "image loop"), ("text", "caption loop"))
+    works: tuple[tuple[Work, str], ...] = (("image", "image loop"), ("text", "text loop"))
     for work, name in works:
         each = seconds(found, work, peer) or seconds(found, work, peer.replace("diffusers", "torch"))
         if peer.startswith("diffusers"):
@@ -99,8 +99,8 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
     own = peer.replace("diffusers", "torch")
     token, picture = seconds(found, "caption", own), seconds(found, "autokl", own)
     gpt2 = token.get("recompute" if peer.startswith("diffusers") else "cached")
-    if gpt2 is not None and "caption loop" in parts:
-        parts["caption"] = parts["caption loop"] + gpt2
+    if gpt2 is not None and "text loop" in parts:
+        parts["caption"] = parts["text loop"] + gpt2
     if "whole" in picture:
         parts["picture"] = picture["whole"]
     if {"image loop", "caption", "picture"} <= parts.keys():
@@ -153,7 +153,7 @@ def page(results: Mapping[str, Any]) -> str:
         _targets(faster, found),
     ]
     for preset, times in summary["seconds"].items():
-        parts = ("image loop", "caption loop", "caption", "picture", "decode")
+        parts = ("image loop", "text loop", "caption", "picture", "decode")
         rows = [[peer, *(_seconds(times[peer].get(part)) for part in parts)] for peer in times]
         sections += [f"## Seconds, preset {preset}", table(["", *parts], rows)]
     sections.append(

@@ -74,7 +74,7 @@ class CudaSession(BufferedSession[Any]):
         self._onnxruntime, self._tell, self._settle = onnxruntime, tell, settle
         super().__init__(graph, free, shared)
         self._graphs, self._profiles = graphs, profiles
-        self._half, self._instead = convolves_in_half(graph.path), options
+        self._half, self._instead = convolves_in_half(graph.costs), options
         self._ids = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
         self._own: dict[int, Launch] = {}

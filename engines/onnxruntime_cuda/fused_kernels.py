@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from unibrain_rt.engines.onnx_file import read_onnx
 from unibrain_rt.engines.onnxruntime_cuda.provider import PROVIDER
 
 _ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
@@ -53,13 +52,13 @@ def kernels_in(profile: Path) -> Counter[str]:
     return Counter(operator for _, operator in nodes if operator in FUSED)
 
 
-def shortfall(path: Path, kernels: Mapping[str, int]) -> str | None:
-    """Which nodes of the graph's file have no kernel, as a sentence; None where all have one that need one.
+def shortfall(promised: Mapping[str, int], kernels: Mapping[str, int]) -> str | None:
+    """Which nodes of a graph have no kernel, as a sentence; None where all have one that need one.
 
-    Raises:
-        EngineError: the file is damaged.
+    Args:
+        promised: how many nodes of each operator the graph has.
+        kernels: how many of each were run by a kernel, as `kernels_in` tells.
     """
-    promised = Counter(node.op_type for node in read_onnx(path).graph.nodes)
     short = []
     for title, names in REQUIRED.items():
         found, wanted = (sum(counts.get(name, 0) for name in names) for counts in (kernels, promised))

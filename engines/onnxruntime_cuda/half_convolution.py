@@ -11,22 +11,14 @@ also has products in fp32, to escape fp16's range, they keep the range and lose 
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from unibrain_rt.engines.onnx_file import read_onnx
+from unibrain_rt.engines.graph_costs import GraphCosts
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv"})
+_HALF_BYTES = 2
 
 
-def convolves_in_half(path: Path) -> bool:
-    """Whether a convolution's weights in the graph's file are fp16.
-
-    Raises:
-        EngineError: the file is damaged.
-    """
-    graph = read_onnx(path).graph
-    types = {value.name: value.dtype for value in (*graph.values, *graph.inputs)}
-    types.update((weights.name, weights.dtype) for weights in graph.initializers)
-    return any(
-        types.get(node.inputs[1]) == "float16" for node in graph.walk() if node.op_type in _CONVOLUTIONS
-    )
+def convolves_in_half(costs: GraphCosts | None) -> bool:
+    """Whether a graph of these costs has convolutions in fp16. One of unknown costs stays exact."""
+    if costs is None or costs.bytes_per_number != _HALF_BYTES:
+        return False
+    return not _CONVOLUTIONS.isdisjoint(costs.operators)

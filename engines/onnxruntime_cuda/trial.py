@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unibrain_rt.engines.onnx_file import writing
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING
 from unibrain_rt.engines.onnxruntime_cuda.provider import (
     FULL,
@@ -21,6 +21,8 @@ from unibrain_rt.engines.onnxruntime_cuda.provider import (
     reason,
 )
 
+GRAPH = Path(__file__).with_name("trial.onnx")
+"""In fp32: the exponential of ``image`` (1, 8, 8, 8) convolved with ``weights`` (8, 8, 3, 3)."""
 _LIBRARIES = 'run: pip install --upgrade "onnxruntime-gpu[cuda,cudnn]"'
 
 
@@ -52,7 +54,7 @@ def _run(onnxruntime: Any) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = LOG_NOTHING
     session = onnxruntime.InferenceSession(
-        convolution(image.shape, weights.shape),
+        str(GRAPH),
         sess_options=options,
         providers=[provider(graphs=False)],
         enable_fallback=0,
@@ -68,10 +70,3 @@ def _advice(why: str) -> str:
     if "kernel image" in why:
         return "this onnxruntime-gpu was not built for this GPU: use another engine"
     return _LIBRARIES
-
-
-def convolution(image: tuple[int, ...], weights: tuple[int, ...]) -> bytes:
-    """An ONNX model in fp32: the exponential of ``image`` (N, C, H, W) convolved with ``weights`` (M, C, h, w)."""
-    result = (image[0], weights[0], image[2] - weights[2] + 1, image[3] - weights[3] + 1)
-    nodes = [writing.node("Conv", ["image", "weights"], "folded"), writing.node("Exp", ["folded"], "result")]
-    return writing.model("trial", nodes, {"image": image, "weights": weights}, {"result": result})

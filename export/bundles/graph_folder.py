@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import onnx_ir as ir
 
+from unibrain_rt.export.bundles.costs import count_costs, operator_counts
 from unibrain_rt.export.bundles.cuda import CUDA, cuda_flavour
 from unibrain_rt.export.bundles.precision import FP32_GRAPHS, Precision, set_precision
 from unibrain_rt.export.bundles.twins import make_twin, share_weights
@@ -120,6 +122,7 @@ class GraphFolder:
                 share_weights(flavour, model)
                 save_graph(flavour, self._folder / f"{name}.{CUDA}.onnx", weights)
                 record["flavours"] = {CUDA: f"{GRAPHS}/{name}.{CUDA}.onnx"}
+                record["flavour_operators"] = {CUDA: operator_counts(flavour)}
         self.records[name] = record
 
     @contextmanager
@@ -175,4 +178,5 @@ def describe(model: ir.Model, feedback: Mapping[str, str], weights: list[str]) -
         "outputs": tensors(model.graph.outputs),
         "feedback": dict(feedback),
         "weights": [f"{GRAPHS}/{name}" for name in weights],
+        "costs": asdict(count_costs(model)),
     }

@@ -1,9 +1,8 @@
-"""The small parts: ticks, intervals, the clock, what a tap sees, graphs written without a library."""
+"""The small parts: ticks, intervals, the clock, what a tap sees, graphs of one operator."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from unibrain_rt.benchmarks.bench.one_node_graphs import write_graph
+from unibrain_rt.benchmarks.bench.peaks import negation, product
 from unibrain_rt.benchmarks.bench.statistics import RESAMPLES, interval, quantiles, resampled_medians
 from unibrain_rt.benchmarks.bench.svg import stacked_bars, ticks
 from unibrain_rt.benchmarks.bench.tap import Tap, between, spans
@@ -74,23 +73,30 @@ def engine() -> Any:
     return create_engine("onnxruntime", 1)
 
 
-def test_a_graph_of_one_node_runs(engine: Any, tmp_path: Path) -> None:
-    session = engine.open(write_graph(tmp_path / "product.onnx", "MatMul", (200, 200)))
+def test_graphs_of_one_operator_are_what_they_are_called(engine: Any) -> None:
+    session = engine.open(product(1024))
     rng = np.random.default_rng(0)
-    a, b = rng.random((2, 200, 200), np.float32)
+    a, b = rng.random((2, 1024, 1024), np.float32)
     session.write("a", a)
     session.write("b", b)
     session.run()
     np.testing.assert_allclose(session.read("y"), a @ b, rtol=1e-5)
+    session = engine.open(negation())
+    session.write("a", 3.0)
+    session.run()
+    assert (session.read("y") == -3).all()
+    onnx = pytest.importorskip("onnx")
+    for graph in (product(1024), product(2048), negation()):
+        onnx.checker.check_model(onnx.load(graph.path), full_check=True)
 
 
-def test_a_tap_sees_every_run_and_what_lies_between(engine: Any, tmp_path: Path) -> None:
-    graph = write_graph(tmp_path / "neg.onnx", "Neg", (64, 64))
+def test_a_tap_sees_every_run_and_what_lies_between(engine: Any) -> None:
+    graph = negation()
     tap = Tap(engine, ThreadClock())
     session = engine.open(graph)
-    table = np.ones((5, 64, 64), np.float32)
+    table = np.ones((5, *graph.inputs[0].sized(1)), np.float32)
     engine.program([Call(session, 5, {"a": table})]).start()
-    runs = tap.take()["neg"]
+    runs = tap.take()["negation"]
     assert len(runs) == 5
     whole = runs[-1].ended.milliseconds_since(runs[0].begun)
     assert sum(spans(runs)) == pytest.approx(whole)
@@ -98,8 +104,8 @@ def test_a_tap_sees_every_run_and_what_lies_between(engine: Any, tmp_path: Path)
     assert tap.take() == {}
 
 
-def test_a_slowdown_is_as_large_as_asked_for(engine: Any, tmp_path: Path) -> None:
-    graph = write_graph(tmp_path / "product.onnx", "MatMul", (512, 512))
+def test_a_slowdown_is_as_large_as_asked_for() -> None:
+    graph = product(1024)
     times = {}
     for slowdown in (0.0, 1.0):
         engine = create_engine("onnxruntime", 1)
@@ -107,6 +113,6 @@ def test_a_slowdown_is_as_large_as_asked_for(engine: Any, tmp_path: Path) -> Non
         session = engine.open(graph)
         for _ in range(15):
             session.run()
-        runs = tap.take()["product"]
+        runs = tap.take()[graph.name]
         times[slowdown] = np.median([run.ended.undisturbed_since(run.begun) for run in runs])
     assert 1.5 < times[1.0] / times[0.0] < 3

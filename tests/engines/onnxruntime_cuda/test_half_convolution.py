@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,31 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+import onnx_ir as ir
 
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import EngineError, GraphSpec, Settings
+from unibrain_rt.engines import GraphSpec, Settings
+from unibrain_rt.engines.graph_costs import GraphCosts
 from unibrain_rt.engines.onnxruntime_cuda import CudaEngine
 from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half
+from unibrain_rt.export.bundles.costs import count_costs
 from unibrain_rt.sessions import decode_graphs
 
-onnx = importlib.import_module("onnx")
 hand = importlib.import_module("hand_graphs")
 standin = importlib.import_module("cuda_as_cpu")
+
+
+def counted(graph: GraphSpec) -> GraphSpec:
+    """With its costs, as the exporter counts them."""
+    return replace(graph, costs=count_costs(ir.load(graph.path)))
 
 
 def convolution(folder: Path, dtype: str = hand.H) -> GraphSpec:
     """y = x convolved, then a matrix product in fp32."""
     weights = np.ones((1, 1, 1, 1), dtype)
-    return hand.save(
+    graph = hand.save(
         folder / "convolution.onnx",
         [
             ("Conv", ["x", "weights"], ["folded"]),
@@ -37,11 +47,12 @@ def convolution(folder: Path, dtype: str = hand.H) -> GraphSpec:
         {"turned": (dtype, (2, 2, 1, 1)), "product": (hand.F, (2, 2))},
         {"weights": weights},
     )
+    return counted(graph)
 
 
 def test_a_graph_that_convolves_in_half_does_so_whatever_else_it_holds(tmp_path: Path) -> None:
-    assert convolves_in_half(convolution(tmp_path).path)
-    assert not convolves_in_half(convolution(tmp_path, hand.F).path)
+    assert convolves_in_half(convolution(tmp_path).costs)
+    assert not convolves_in_half(convolution(tmp_path, hand.F).costs)
 
 
 def test_without_a_convolution_half_is_no_reason(tmp_path: Path) -> None:
@@ -52,32 +63,18 @@ def test_without_a_convolution_half_is_no_reason(tmp_path: Path) -> None:
         {"y": (hand.H, (2, 2))},
         {"weights": np.ones((2, 2), hand.H)},
     )
-    assert not convolves_in_half(graph.path)
+    assert not convolves_in_half(counted(graph).costs)
 
 
-@pytest.mark.parametrize("declared", ["initializer", "input", "value"])
-def test_other_convolutions_and_other_places_of_weights(tmp_path: Path, declared: str) -> None:
-    helper, half = onnx.helper, onnx.TensorProto.FLOAT16
-    node = helper.make_node("NhwcConv", ["x", "weights"], ["y"], domain="com.microsoft")
-    weights = helper.make_tensor_value_info("weights", half, [1, 1, 1, 1])
-    x, y = (helper.make_tensor_value_info(name, half, [1, 1, 1, 1]) for name in "xy")
-    held = [onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float16), "weights")]
-    graph = helper.make_graph(
-        [node],
-        "nhwc",
-        [x, weights] if declared == "input" else [x],
-        [y],
-        initializer=held if declared == "initializer" else [],
-        value_info=[weights] if declared == "value" else [],
-    )
-    (tmp_path / "nhwc.onnx").write_bytes(helper.make_model(graph).SerializeToString())
-    assert convolves_in_half(tmp_path / "nhwc.onnx")
+@pytest.mark.parametrize("operator", ["NhwcConv", "FusedConv", "ConvTranspose"])
+def test_other_convolutions(operator: str) -> None:
+    costs = GraphCosts(1, 1, 1, 2, bytes_per_number=2, operators={operator: 1})
+    assert convolves_in_half(costs)
+    assert not convolves_in_half(replace(costs, bytes_per_number=4))
 
 
-def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "damaged.onnx").write_bytes(b"not onnx")
-    with pytest.raises(EngineError, match=r"^damaged\.onnx: cannot be read as ONNX"):
-        convolves_in_half(tmp_path / "damaged.onnx")
+def test_what_nothing_is_known_of_stays_exact() -> None:
+    assert not convolves_in_half(None)
 
 
 def test_graphs_of_the_phantom_keep_fp32(make_device: Any, phantom_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import pytest
 pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
+import onnx_ir as ir  # noqa: E402
 from hand_graphs import F, save  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from unibrain_rt.benchmarks.bench.counting import count_work, external_spans, joined  # noqa: E402
 from unibrain_rt.bundle import Bundle  # noqa: E402
-from unibrain_rt.engines import EngineError  # noqa: E402
-from unibrain_rt.engines.onnx_file import read_onnx  # noqa: E402
+from unibrain_rt.engines.graph_costs import GraphCosts  # noqa: E402
+from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half  # noqa: E402
 from unibrain_rt.export.bundles.architecture import Architecture  # noqa: E402
+from unibrain_rt.export.bundles.conversion import convert_bundle  # noqa: E402
+from unibrain_rt.export.bundles.costs import count_costs  # noqa: E402
 
 ALIGNMENT = 4096
 FREE = 2
@@ -29,6 +32,40 @@ FREE = 2
 @pytest.fixture(scope="module")
 def phantom() -> Bundle:
     return Bundle.open()
+
+
+def costs_of(bundle: Bundle, name: str) -> GraphCosts:
+    """As the manifest tells them."""
+    costs = bundle.graph(name).costs
+    assert costs is not None
+    return costs
+
+
+def external_spans(path: Path) -> dict[str, list[tuple[int, int]]]:
+    """By file, from where to where a graph's weights lie in it, as onnx reads it."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if tensor.external_data:
+            entry = {pair.key: pair.value for pair in tensor.external_data}
+            start = int(entry["offset"])
+            found.setdefault(entry["location"], []).append((start, start + int(entry["length"])))
+    return found
+
+
+def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order, with those that meet or overlap made one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def test_the_shipped_manifest_tells_what_is_counted(phantom: Bundle) -> None:
+    for name, graph in phantom.graphs.items():
+        assert costs_of(phantom, name) == count_costs(ir.load(graph.path)), name
 
 
 def torch_graphs(bundle: Bundle) -> dict[str, Any]:
@@ -77,7 +114,7 @@ def test_flops_are_torchs_of_every_graph(phantom: Bundle) -> None:
             # The module embeds the timesteps once for either flow; the exporter finds that it is the same.
             embed = graph.module.unet.image.time_embed
             expected -= sum(2 * FREE * layer.weight.numel() for layer in embed if hasattr(layer, "weight"))
-        counted = count_work(phantom.graph(name).path, FREE).flops
+        counted = costs_of(phantom, name).sized(FREE if graph.batch else 1).flops
         assert counted == pytest.approx(expected, rel=0.02), name
 
 
@@ -89,20 +126,15 @@ def test_stored_bytes_are_those_that_onnx_finds_in_the_file(phantom: Bundle) -> 
             for each in model.graph.initializer
             if not each.external_data
         )
-        spans = [
-            (int(entry["offset"]), int(entry["offset"]) + int(entry["length"]))
-            for each in model.graph.initializer
-            if each.external_data
-            for entry in [{pair.key: pair.value for pair in each.external_data}]
-        ]
-        external = sum(end - start for start, end in joined(spans))
-        assert count_work(graph.path, FREE).stored_bytes == inline + external, name
+        spans = [joined(found) for found in external_spans(graph.path).values()]
+        external = sum(end - start for found in spans for start, end in found)
+        assert costs_of(phantom, name).stored_bytes == inline + external, name
 
 
 def test_together_the_graphs_read_every_byte_of_the_weights_files(phantom: Bundle) -> None:
     spans: dict[Path, list[tuple[int, int]]] = {}
     for graph in phantom.graphs.values():
-        for name, found in external_spans(read_onnx(graph.path).graph).items():
+        for name, found in external_spans(graph.path).items():
             spans.setdefault(graph.path.parent / name, []).extend(found)
     assert spans
     for path, found in spans.items():
@@ -120,7 +152,7 @@ def test_together_the_graphs_read_every_byte_of_the_weights_files(phantom: Bundl
 
 
 def test_weights_stored_in_half_are_read_in_the_width_that_is_computed_in(phantom: Bundle) -> None:
-    work = count_work(phantom.graph("unet_image_step").path)
+    work = costs_of(phantom, "unet_image_step")
     assert phantom.precision == "fp32-half-weights"
     assert work.bytes_per_number == 4
     # All but a few of them are half as wide in the file.
@@ -136,7 +168,7 @@ def test_a_small_graph_counted_by_hand(tmp_path: Path) -> None:
         {"y": (F, (3, 5))},
         {"table": table, "weight": weight},
     )
-    work = count_work(tmp_path / "small.onnx")
+    work = count_costs(ir.load(tmp_path / "small.onnx"))
     assert work.flops == 2 * 3 * 5 * 4
     # Of the table only the rows that are looked up.
     assert work.weight_bytes == 4 * (3 * 4 + 4 * 5)
@@ -145,8 +177,8 @@ def test_a_small_graph_counted_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_work_grows_with_the_free_axis(phantom: Bundle) -> None:
-    path = phantom.graph("clip_image").path
-    one, four = count_work(path, 1), count_work(path, 4)
+    one = costs_of(phantom, "clip_image")
+    four = one.sized(4)
     assert four.flops == pytest.approx(4 * one.flops, rel=1e-3)
     # All but the embedding of the class, which is repeated.
     assert four.weight_bytes == pytest.approx(one.weight_bytes, rel=1e-2)
@@ -156,12 +188,41 @@ def test_the_work_grows_with_the_free_axis(phantom: Bundle) -> None:
 def test_what_cannot_be_counted_says_so(tmp_path: Path) -> None:
     save(
         tmp_path / "odd.onnx",
-        [("NonZero", ["x"], ["places"]), ("Cast", ["places"], ["y"])],
+        [("NonZero", ["x"], ["places"])],
         {"x": (F, (3,))},
-        {"y": ("int64", (1, "n"))},
+        {"places": ("int64", (1, "n"))},
     )
-    with pytest.raises(EngineError, match="no rule for the shape that ai.onnx NonZero gives"):
-        count_work(tmp_path / "odd.onnx")
-    (tmp_path / "none.onnx").write_bytes(b"not a graph")
-    with pytest.raises(EngineError, match="cannot be read as ONNX"):
-        count_work(tmp_path / "none.onnx")
+    # Only what a product would need of it has to be known.
+    assert count_costs(ir.load(tmp_path / "odd.onnx")).flops == 0
+    save(
+        tmp_path / "odder.onnx",
+        [("NonZero", ["x"], ["places"]), ("MatMul", ["places", "w"], ["y"])],
+        {"x": (F, (3,)), "w": ("int64", (3, 2))},
+        {"y": ("int64", (1, 2))},
+    )
+    with pytest.raises(ValueError, match="the shape of places cannot be told beforehand"):
+        count_costs(ir.load(tmp_path / "odder.onnx"))
+
+
+def test_operators_are_onnxs_nodes(phantom: Bundle) -> None:
+    for name, graph in phantom.graphs.items():
+        nodes = onnx.load(graph.path, load_external_data=False).graph.node
+        assert costs_of(phantom, name).operators == Counter(node.op_type for node in nodes), name
+
+
+def test_a_bundle_in_half_tells_which_graphs_convolve_in_it(phantom: Bundle, tmp_path: Path) -> None:
+    """ONNX Runtime is told by the costs alone; here the types are looked up."""
+    convert_bundle(phantom.folder, tmp_path / "half", precision="fp16")
+    half = Bundle.open(tmp_path / "half")
+    seen = []
+    for graph in half.graphs.values():
+        for form in (graph, graph.flavoured("cuda"), graph.in_fp32()):
+            nodes = list(ir.load(form.path).graph)
+            assert form.costs is not None
+            if not form.path.name.endswith(".fp32.onnx"):  # a twin widens its weights by more nodes
+                assert form.costs.operators == Counter(node.op_type for node in nodes), form.path.name
+            convolutions = [node for node in nodes if node.op_type.endswith("Conv")]
+            weights = {node.inputs[1].dtype for node in convolutions}
+            assert convolves_in_half(form.costs) == (ir.DataType.FLOAT16 in weights), form.path.name
+            seen.append(convolves_in_half(form.costs))
+    assert set(seen) == {True, False}
