@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import time
 from abc import abstractmethod
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unibrain_rt.engines.base import Engine, GraphSpec
-from unibrain_rt.engines.catalogue import Settings, Tell
+from unibrain_rt.engines.catalogue import Settings
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.file_digest import file_sha256
 from unibrain_rt.engines.plans import PlanCache, PlanKey
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class AheadEngine(Engine):
         """Raises EngineError: there is no folder for plans; see `PlanCache`."""
         self.cache = PlanCache(settings.cache)
         self._named_cache = settings.cache
-        self._tell: Tell = settings.tell
 
     def key(self, graph: GraphSpec, free: int = 1, target: str | None = None) -> PlanKey:
         """What the plan of a graph depends on, for the device here or for ``target``. Raises EngineError."""
@@ -85,10 +87,10 @@ class AheadEngine(Engine):
 
             def make(path: Path) -> None:
                 where = f" for {target}" if target else ""
-                self._tell(f"{graph.name}: {self.name} compiles it{where} ({reason})")
-                self._compile(graph, free, target, path, self._tell)
+                _log.info("%s: %s compiles it%s (%s)", graph.name, self.name, where, reason)
+                self._compile(graph, free, target, path)
 
-            plan, built = self.cache.build(key, make, self._tell, anew=anew)
+            plan, built = self.cache.build(key, make, anew=anew)
             hit = not built
         seconds = time.perf_counter() - begun
         size_bytes = plan.stat().st_size
@@ -122,8 +124,8 @@ class AheadEngine(Engine):
         """
 
     @abstractmethod
-    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path, tell: Tell) -> None:
-        """Write the plan to ``path``, a name of a file that is not there. ``tell`` takes lines of progress.
+    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path) -> None:
+        """Write the plan to ``path``, a name of a file that is not there.
 
         Raises:
             EngineError: the graph cannot be compiled.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from unibrain_rt.engines.base import Engine, GraphSpec
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.on_demand import OnDemandEngine
+
+_log = logging.getLogger(__name__)
 
 #: Fastest first: the order in which ``auto`` tries them, last resorts (`Probe`) apart. Each has `probe` and `create`.
 MODULES = {
@@ -22,8 +25,6 @@ MODULES = {
     "onnxruntime": "unibrain_rt.engines.onnxruntime",
 }
 ENGINES = tuple(MODULES)
-Tell = Callable[[str], None]
-"""Takes a line of text, of what takes long or went another way."""
 ENGINE_VARIABLE = "UNIBRAIN_RT_ENGINE"
 """Environment variable: the engine that ``auto`` means, whatever else would work."""
 
@@ -52,23 +53,17 @@ class Probe:
         return "; ".join(part for part in (f"{self.engine}: {self.problem}", self.advice) if part)
 
 
-def _tell_nobody(line: str) -> None:
-    """Where nobody listens."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """What an engine is made with.
 
     ``threads``: cores to use, by default all that this process may run on. ``cache``: folder of compiled plans, by
-    default the user's. ``tell``: called with a line of text when something takes long. ``targets``: compute
-    capabilities to build for, such as ``sm89``; by default that of the device here. ``capture``: whether a GPU's work
-    is captured and replayed as a CUDA graph.
+    default the user's. ``targets``: compute capabilities to build for, such as ``sm89``; by default that of the device
+    here. ``capture``: whether a GPU's work is captured and replayed as a CUDA graph.
     """
 
     threads: int | None = None
     cache: Path | None = None
-    tell: Tell = _tell_nobody
     targets: tuple[str, ...] = ()
     capture: bool = True
 
@@ -84,7 +79,6 @@ def create_engine(
     threads: int | None = None,
     *,
     cache: Path | None = None,
-    tell: Tell | None = None,
     targets: Sequence[str] = (),
     graphs: Sequence[tuple[GraphSpec, int]] = (),
     device_graphs: Sequence[tuple[GraphSpec, int]] = (),
@@ -94,7 +88,7 @@ def create_engine(
     """The back end called ``name``; ``auto`` is the fastest that works here.
 
     Args:
-        threads, cache, tell, capture: see `Settings`.
+        threads, cache, capture: see `Settings`.
         targets: see `Settings`. With any, a back end need only be installed: what it compiles, it does not run here.
         graphs: what will be opened, with the size of its free axes: ``auto`` passes over an engine that would have to
             compile them for minutes first.
@@ -109,7 +103,7 @@ def create_engine(
     # one more plain run, so that replays begin at the fifth step: of preset realtime, hardly any. And a step that is
     # large enough to be loaded by itself takes long beside the launches that a replay saves.
     capture = capture and not low_memory
-    settings = Settings(threads, cache, tell or _tell_nobody, tuple(targets), capture)
+    settings = Settings(threads, cache, tuple(targets), capture)
     if name == "auto":
         name = os.environ.get(ENGINE_VARIABLE) or name
     if name == "auto":
@@ -119,6 +113,7 @@ def create_engine(
         if not state.usable and not (targets and state.version is not None):
             raise EngineError(f"engine {state}")
         engine = _module(name).create(settings)
+    _log.debug("engine %s", engine.name)
     return OnDemandEngine(engine) if low_memory else engine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 
 from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.engines.base import Engine, GraphSpec, Session, TensorSpec
-from unibrain_rt.engines.catalogue import Probe, Settings, Tell
+from unibrain_rt.engines.catalogue import Probe, Settings
 from unibrain_rt.engines.engine_errors import EngineError, first_line
 from unibrain_rt.engines.host import HostSession, Ports, check_tensors, usable_cores
+
+_log = logging.getLogger(__name__)
 
 NAME = "openvino"
 PRECISION_VARIABLE = "UNIBRAIN_RT_OPENVINO_PRECISION"
@@ -122,7 +125,7 @@ class OpenVinoEngine(AheadEngine):
             "options": " ".join(f"{name}={value}" for name, value in _EXACT.items()),
         }
 
-    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path, tell: Tell) -> None:
+    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path) -> None:
         model = self._read(graph, free)
         if _weights_bytes(model) > PLAN_WEIGHTS_BYTES:
             path.write_bytes(_COMPILE_WHEN_OPENED)
@@ -143,14 +146,14 @@ class OpenVinoEngine(AheadEngine):
             except EngineError as error:
                 compiled = self._compiled(graph, self._read(graph, free))
                 # The graph is sound, the folder of plans is not: no reason to fail where compiling takes seconds.
-                self._tell(f"{error}; compiled without it")
+                _log.warning("%s; compiled without it", str(error))
                 return compiled
             if _is_empty(plan):
                 break
             try:
                 return self._core.import_model(plan.read_bytes(), _DEVICE, self._options)
             except RuntimeError:
-                self._tell(f"{graph.name}: openvino cannot read its plan; compiling anew")
+                _log.warning("%s: openvino cannot read its plan; compiling anew", graph.name)
         return self._compiled(graph, self._read(graph, free))
 
     def _read(self, graph: GraphSpec, free: int) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 import click
+
+_log = logging.getLogger(__name__)
 
 
 class Watch:
@@ -21,7 +24,7 @@ class Watch:
         return time.monotonic() - self._start
 
     def say(self, what: str) -> None:
-        click.echo(f"{what:<52} {self.elapsed:6.0f} s", err=True)
+        _log.info("%-52s %6.0f s", what, self.elapsed)
 
     def step(self, name: str, step: int, steps: int, loss: float) -> None:
         """One line that a training rewrites as it goes on."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import re
@@ -30,6 +31,8 @@ from unibrain_rt.samplers import Schedule
 from unibrain_rt.subject import Subject
 from unibrain_rt.subject_files import DESCRIPTION_FILE, GRAPH_FILE, ROI_FILE, TENSOR_FILE
 from unibrain_rt.tensor_file import map_tensors
+
+_log = logging.getLogger(__name__)
 
 MANIFEST = "bundle.json"
 SCHEMA_VERSION = 1
@@ -117,6 +120,7 @@ class Bundle:
             raise BundleError(f"{fields.where}: subjects must be plain names; export the bundle again")
         bundle._check_listed(fields.where)
         bundle._check_files(verify)
+        _log.debug("opened bundle %s in %s, %d files", bundle.name, folder, len(files))
         return bundle
 
     def graph(self, name: str) -> GraphSpec:

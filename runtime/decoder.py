@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.clock import Clock
-from unibrain_rt.engines import Engine, NotFiniteError, Progress, create_engine
+from unibrain_rt.engines import Engine, NotFiniteError, Probe, Progress, create_engine
 from unibrain_rt.errors import InputError
 from unibrain_rt.flows import INPUTS, Flow, checked_inputs
 from unibrain_rt.heads import Float
@@ -25,6 +26,8 @@ from unibrain_rt.ridge_graph import ridge_graphs
 from unibrain_rt.sessions import Sessions, decode_graphs
 from unibrain_rt.stages import Stages
 from unibrain_rt.subject import Subject
+
+_log = logging.getLogger(__name__)
 
 CAPTION_STREAM = 2
 """Of the seed, what sampled captions draw from; the flows' noise has the streams before it."""
@@ -48,6 +51,7 @@ class Decoder:
         self._stages_of(self._sessions[0], INPUTS)
         if bundle.has_captions:
             _ = self._sessions[0].writer  # what is wrong with a bundle is found now, not in the first scan
+        _log.debug("opened the graphs of preset %s, subject %s", preset_name, subject.name)
 
     @classmethod
     def open(
@@ -61,7 +65,6 @@ class Decoder:
         captions: CaptionOptions | None = None,
         cache: Path | None = None,
         low_memory: bool = False,
-        tell: Callable[[str], None] | None = None,
     ) -> Decoder:
         """Load everything a decode needs.
 
@@ -74,7 +77,6 @@ class Decoder:
             captions: how tokens are chosen; by default the likeliest.
             cache: folder of compiled plans; by default the user's.
             low_memory: load each graph when its stage begins and let it go after it, which takes longer.
-            tell: called with a line of text when the engine does what takes long.
 
         Raises:
             InputError: a name that the bundle does not have.
@@ -88,11 +90,13 @@ class Decoder:
             engine,
             threads,
             cache=cache,
-            tell=tell,
             graphs=decode_graphs(opened, [preset]),
             device_graphs=ridge_graphs(opened, [chosen]),
             low_memory=low_memory,
         )
+        for passed in running.passed_over:
+            if isinstance(passed, Probe) and passed.version is not None:  # what is not installed is no news
+                _log.info("passed over %s", passed)
         return cls(opened, chosen, running, preset, captions or CaptionOptions())
 
     @property
@@ -187,6 +191,8 @@ class Decoder:
             raise
         clock.add(stages.milliseconds)
         clock.add(captioning.stages)
+        timings = clock.finished()
+        _log.debug("decoded a scan of %s in %.0f ms", self.subject.name, timings["total"])
         return Reconstruction(
             image=image,
             caption=caption,
@@ -195,7 +201,7 @@ class Decoder:
             engine=self.engine.name,
             bundle=self.bundle.name,
             subject=self.subject.name,
-            timings_ms=clock.finished(),
+            timings_ms=timings,
             predictions=stages.heads.predictions(),
             latents={flow: latent[0] for flow, latent in latents.items()},
             tokens=tuple(tokens),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from unibrain_rt.errors import InputError, input_error
+
+_log = logging.getLogger(__name__)
 
 _FULL = "free some space or write elsewhere with {option}"
 _FILE_IN_THE_WAY = "a file stands where a folder is needed, write elsewhere with {option}"
@@ -90,6 +93,7 @@ def write_files(files: Mapping[Path, bytes | str], option: str = "--out") -> Non
             # Not tempfile: it makes files that only their owner can read, and labs share folders.
             with open(part, "xb") as stream:
                 stream.write(raw)
+    _log.debug("wrote %s", ", ".join(map(str, files)))
 
 
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:

@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.decoder import Decoder
-from unibrain_rt.engines import Probe
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.errors import InputError
 from unibrain_rt.flows import INPUTS
 from unibrain_rt.reconstruction import Reconstruction
 
-Tell: TypeAlias = Callable[[str], None]
 Result: TypeAlias = "Reconstruction | InputError"
 """A request that cannot be decoded has the error as its result; the others go on."""
 StepProgress: TypeAlias = Callable[[int, int], None]
@@ -82,7 +80,6 @@ def open_pool(
     *,
     workers: int | None = None,
     threads: int | None = None,
-    tell: Tell | None = None,
     **options: Any,
 ) -> DecoderPool:
     """A pool of decoders for one bundle, which is loaded at the first request.
@@ -96,7 +93,6 @@ def open_pool(
         workers: 1 decodes in this process; more are as many processes, each of which loads the bundle. By default one
             a core. A script that starts processes does so only where ``__name__ == "__main__"``.
         threads: cores that all workers share, at least one each; by default all that this process may run on.
-        tell: called with a line of text when an engine was passed over or does what takes long.
         options: ``subject``, ``preset``, ``engine``, ``captions``, ``cache`` and ``low_memory`` of `Decoder.open`.
 
     Raises:
@@ -107,12 +103,12 @@ def open_pool(
     options["bundle"] = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     count = workers or usable_cores()
     if count == 1:
-        return LocalPool(partial(open_decoder, {**options, "threads": threads}, tell or (lambda line: None)))
+        return LocalPool(partial(Decoder.open, **options, threads=threads))
 
     from unibrain_rt.process_pool import ProcessPool  # only here: multiprocessing takes a while to load
 
     each = max(1, (threads or usable_cores()) // count)
-    return ProcessPool({**options, "threads": each}, count, tell)
+    return ProcessPool({**options, "threads": each}, count)
 
 
 class LocalPool(DecoderPool):
@@ -148,12 +144,3 @@ class LocalPool(DecoderPool):
             first = self._decoders[None]
             self._decoders[subject] = first.reading(first.bundle.subject(subject))
         return self._decoders[subject]
-
-
-def open_decoder(options: dict[str, Any], tell: Tell) -> Decoder:
-    """`Decoder.open`, which also tells of the engines that were passed over."""
-    decoder = Decoder.open(**options, tell=tell)
-    for probe in decoder.engine.passed_over:
-        if isinstance(probe, Probe) and probe.version is not None:
-            tell(f"passed over {probe}")
-    return decoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +19,12 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
+from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import EngineError
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.pool import DecoderPool, LocalPool, Request, Result, StepProgress, Tell, open_decoder
+from unibrain_rt.pool import DecoderPool, LocalPool, Request, Result, StepProgress
 
+ROOT_LOGGER = "unibrain_rt"
 _ASKED = 2  # requests a worker has at a time: one that it decodes, and one that it finds when that is done
 _AHEAD = 4  # requests a worker that may be taken and not yet given back: what bounds the memory
 _PATIENCE_S = 5.0
@@ -31,10 +34,10 @@ _ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (EngineEr
 class ProcessPool(DecoderPool):
     """Decodes in worker processes. They are started when there is work for them, and stay until the end."""
 
-    def __init__(self, options: dict[str, Any], workers: int, tell: Tell | None = None) -> None:
-        """``options`` are those of `Decoder.open`, for every worker; ``tell`` hears each line of theirs once."""
+    def __init__(self, options: dict[str, Any], workers: int) -> None:
+        """``options`` are those of `Decoder.open`, for every worker. What workers log is logged here, once each."""
         self._options, self._count = options, workers
-        self._tell, self._told = tell, set[str]()
+        self._logged = set[_Logged]()
         self._workers: list[_Worker] = []
         self._streams = False
 
@@ -85,10 +88,10 @@ class ProcessPool(DecoderPool):
         for connection in wait(list(busy), 0 if at_once else None):
             worker = busy[connection]
             message = worker.receive()
-            if isinstance(message, str):
-                if self._tell is not None and message not in self._told:
-                    self._told.add(message)
-                    self._tell(message)
+            if isinstance(message, _Logged):
+                if message not in self._logged:
+                    self._logged.add(message)
+                    logging.getLogger(message.logger).log(message.level, "%s", message.line)
             elif isinstance(message, _Failure):
                 raise message.error()
             else:
@@ -116,6 +119,26 @@ class _Failure:
         return error
 
 
+@dataclass(frozen=True)
+class _Logged:
+    """What a worker logged."""
+
+    logger: str
+    level: int
+    line: str
+
+
+class _Sending(logging.Handler):
+    """Sends what is logged in a worker to its pool."""
+
+    def __init__(self, send: Callable[[object], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send(_Logged(record.name, record.levelno, record.getMessage()))
+
+
 class _Worker:
     """This process' end of a worker. ``asked`` are the places of the requests that it has not answered."""
 
@@ -124,7 +147,11 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.asked: deque[int] = deque()
-        self._process = context.Process(target=_work, args=(theirs, options), daemon=True)
+        self._process = context.Process(
+            target=_work,
+            args=(theirs, options, logging.getLogger(ROOT_LOGGER).getEffectiveLevel()),
+            daemon=True,
+        )
         with _interrupts_held():
             self._process.start()
         theirs.close()
@@ -134,10 +161,10 @@ class _Worker:
         with suppress(BrokenPipeError, ConnectionResetError):  # `receive` tells what became of it
             self.connection.send(request)
 
-    def receive(self) -> Result | str | _Failure:
+    def receive(self) -> Result | _Logged | _Failure:
         """What the worker says next. Raises EngineError if it is gone."""
         try:
-            message: Result | str | _Failure = self.connection.recv()
+            message: Result | _Logged | _Failure = self.connection.recv()
             return message
         except (EOFError, OSError):  # between two messages, or in one
             self._process.join(_PATIENCE_S)
@@ -164,17 +191,26 @@ class _Worker:
         self._process.join()
 
 
-def _work(connection: Connection, options: dict[str, Any]) -> None:
-    """A worker: answer requests until there are no more, or fail."""
+def _work(connection: Connection, options: dict[str, Any], level: int) -> None:
+    """A worker: answer requests until there are no more, or fail. ``level``: of messages that the pool hears."""
+    sending = threading.Lock()
+
+    def send(message: object) -> None:  # threads of an engine may log while a result is sent
+        with sending:
+            connection.send(message)
+
+    logger = logging.getLogger(ROOT_LOGGER)
+    logger.setLevel(level)
+    logger.addHandler(_Sending(send))
     requests: SimpleQueue[Request | None] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
-    pool = LocalPool(partial(open_decoder, options, connection.send))
+    pool = LocalPool(partial(Decoder.open, **options))
     with suppress(BrokenPipeError, ConnectionResetError):  # the pool is gone, and so is who would read of it
         try:
             while (request := requests.get()) is not None:
-                connection.send(pool.answer(request))
+                send(pool.answer(request))
         except Exception as error:
-            connection.send(_Failure.of(error))
+            send(_Failure.of(error))
 
 
 def _listen(connection: Connection, requests: SimpleQueue[Request | None]) -> None:

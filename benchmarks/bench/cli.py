@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from dataclasses import asdict
@@ -14,6 +15,8 @@ import click
 from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.options import cache_option, low_memory_option, threads_option
+
+_log = logging.getLogger(__name__)
 
 _path = click.Path(path_type=Path)
 NAME = "bench"
@@ -102,7 +105,7 @@ def command(
     )  # fmt: skip
     try:
         started = _startup(plan, opened) if startup else []
-        cases = measure(plan, _say)
+        cases = measure(plan)
     except WorkerError as error:
         raise click.exceptions.Exit(_failed(error)) from error
     projections: list[dict[str, Any]] = []
@@ -110,7 +113,7 @@ def command(
         try:
             works = stage_works(opened, case["preset"], case["runs"], case["subject"])
         except BundleError as error:
-            _say(f"no limits: {error}")
+            _log.info("no limits: %s", error)
             continue
         case["roofline"] = roofline(works, case["stages"], case["peaks"])
         # They depend on the preset, and not on the engine.
@@ -140,7 +143,7 @@ def _startup(plan: Any, bundle: Any) -> list[dict[str, Any]]:
     from unibrain_rt.benchmarks.bench.startup import measure_startup
 
     if not bundle.subjects:
-        _say("no start-up: the command line decodes with fitted subjects, and the bundle has none")
+        _log.info("no start-up: the command line decodes with fitted subjects, and the bundle has none")
         return []
     found = []
     warm, cold = min(plan.runs, 5), min(plan.runs, 2)
@@ -153,7 +156,7 @@ def _startup(plan: Any, bundle: Any) -> list[dict[str, Any]]:
                     threads=plan.threads, cache=plan.cache, warm=warm, cold=cold,
                 )
             )  # fmt: skip
-            _say(f"{engine}: started {warm + cold} times")
+            _log.info("%s: started %d times", engine, warm + cold)
     return found
 
 
@@ -238,7 +241,3 @@ def _command(plan: Any, bundle: Any, startup: bool, given: bool) -> str:
 def _failed(error: Any) -> int:
     complain(str(error))
     return int(error.exit_code)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

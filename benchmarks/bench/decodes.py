@@ -50,7 +50,6 @@ class Setup:
     """What decodes run on. ``scan`` is a file of scans; without one, made-up betas are decoded.
 
     ``low_memory`` loads a graph when its stage begins and lets it go after it: a stage's first run holds the loading.
-    ``slowdown`` makes every run of a graph longer by that share, to test what notices it.
     """
 
     bundle: Path
@@ -61,7 +60,6 @@ class Setup:
     threads: int | None = None
     cache: Path | None = None
     low_memory: bool = False
-    slowdown: float = 0.0
 
 
 class TimedDecodes:
@@ -89,7 +87,7 @@ class TimedDecodes:
             low_memory=setup.low_memory,
         )
         made = time.perf_counter()
-        self._tap = Tap(self.engine, self._clock, setup.slowdown)
+        self._tap = Tap(self.engine, self._clock)
         self.decoder = Decoder(self.bundle, subject, self.engine, setup.preset, CaptionOptions())
         self.load_ms = {
             "bundle": (opened - begun) * 1000,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from unibrain_rt.engines.cuda.driver import cuda_driver, gpus
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.platform_facts import nvidia_driver
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
+
 MOST_ROUNDS = 10
 _PEAK_ROUNDS, _PEAK_SECONDS = 3, 0.5
 _WORKER = "unibrain_rt.benchmarks.bench.decode_worker"
@@ -43,7 +45,6 @@ class Plan:
     batch: int = 1
     runs: int = 20
     low_memory: bool = False
-    slowdown: float = 0.0
 
     @property
     def rounds(self) -> list[int]:
@@ -60,7 +61,7 @@ class Case:
         setup = Setup(
             plan.bundle, engine, preset, plan.subject, plan.scan,
             threads=plan.threads if plan.batch == 1 else max(1, cores // plan.batch),
-            cache=plan.cache, low_memory=plan.low_memory, slowdown=plan.slowdown,
+            cache=plan.cache, low_memory=plan.low_memory,
         )  # fmt: skip
         self.engine, self.preset = engine, preset
         name = f"{engine} {preset}"
@@ -122,7 +123,7 @@ class Case:
         return [worker.receive() for worker in self.workers]
 
 
-def measure(plan: Plan, say: Say = lambda line: None) -> list[dict[str, Any]]:
+def measure(plan: Plan) -> list[dict[str, Any]]:
     """A result for every engine and preset.
 
     Raises:
@@ -134,11 +135,12 @@ def measure(plan: Plan, say: Say = lambda line: None) -> list[dict[str, Any]]:
             for preset in plan.presets:
                 cases.append(Case(plan, engine, preset, stack))
                 cases[-1].load()
-                say(f"{engine}, {preset}: loaded in {sum(cases[-1].loaded['load_ms'].values()) / 1000:.1f} s")
+                seconds = sum(cases[-1].loaded["load_ms"].values()) / 1000
+                _log.info("%s, %s: loaded in %.1f s", engine, preset, seconds)
         for place, count in enumerate(plan.rounds):
             for case in cases if place % 2 == 0 else reversed(cases):
                 case.decode(count)
-            say(f"round {place + 1} of {len(plan.rounds)}")
+            _log.info("round %d of %d", place + 1, len(plan.rounds))
         # Before the peaks are measured, whose matrices would count as the decode's memory.
         results = [case.result() for case in cases]
         peaks = _peaks(cases)
@@ -180,7 +182,7 @@ def describe(plan: Plan, bundle: Bundle) -> dict[str, Any]:
 
 def _settings(plan: Plan) -> Iterator[tuple[str, Any]]:
     for name, value in asdict(plan).items():
-        if name != "cache" and (name != "slowdown" or value):
+        if name != "cache":
             yield name, list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

@@ -9,60 +9,51 @@ import time
 _BEGUN = time.perf_counter()
 
 import json  # noqa: E402 - the clock comes first
+import logging  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
 from contextlib import suppress  # noqa: E402
-from functools import wraps  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
 
-_spent: dict[str, float] = {}
-_within: list[float] = []
+_ENDS = {
+    "unibrain_rt.bundle": "bundle",
+    "unibrain_rt.engines.catalogue": "engine",
+    "unibrain_rt.decoder": "graphs",
+    "unibrain_rt.files": "write",
+}
+"""By logger, the part that ends when it logs; a decoder logs when its graphs are there, and after every decode."""
 
 
-def _timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, its time added to ``part``; what parts within it take is theirs alone."""
+class _Parts(logging.Handler):
+    """Seconds by part: each lasts from the end of the one before."""
 
-    @wraps(function)
-    def timed(*arguments: Any, **options: Any) -> Any:
-        begun = time.perf_counter()
-        _within.append(0.0)
-        try:
-            return function(*arguments, **options)
-        finally:
-            whole = time.perf_counter() - begun
-            _spent[part] = _spent.get(part, 0.0) + whole - _within.pop()
-            if _within:
-                _within[-1] += whole
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.spent: dict[str, float] = {}
+        self._last = time.perf_counter()
 
-    return timed
+    def emit(self, record: logging.LogRecord) -> None:
+        part = _ENDS.get(record.name)
+        if part is not None:
+            self.end("decode" if part in self.spent and part == "graphs" else part)
+
+    def end(self, part: str) -> None:
+        now = time.perf_counter()
+        self.spent[part] = self.spent.get(part, 0.0) + now - self._last
+        self._last = now
 
 
 def main() -> None:
     started, out, *words = sys.argv[1:]
-    from unibrain_rt.cli import decode, main
+    from unibrain_rt.cli import decode, main  # noqa: F401 - the command is loaded when it is asked for
 
     imported = time.perf_counter()
-    from unibrain_rt import bundle, decoder
-
-    opened = _timed("bundle", bundle.Bundle.open.__func__)  # type: ignore[attr-defined]
-    setattr(bundle.Bundle, "open", classmethod(opened))  # noqa: B010 - methods are not for assigning
-    parts: list[tuple[str, Any, str]] = [
-        ("engine", decoder, "create_engine"),
-        ("graphs", decoder.Decoder, "__init__"),
-        ("decode", decoder.Decoder, "decode"),
-        ("write", decode, "write_pair"),
-    ]
-    for part, owner, name in parts:
-        setattr(owner, name, _timed(part, getattr(owner, name)))
+    parts, logger = _Parts(), logging.getLogger("unibrain_rt")
+    logger.addHandler(parts)
     with suppress(SystemExit):
         main(words)
-    ended = time.perf_counter()
-    _spent.update(interpreter=_BEGUN - float(started), imports=imported - _BEGUN)
-    _spent["other"] = (
-        ended - imported - sum(_spent[part] for part in _spent if part not in ("interpreter", "imports"))
-    )
-    Path(out).write_text(json.dumps({"seconds": _spent, "files": _files(), "ended": time.perf_counter()}))
+    parts.end("other")
+    spent = {**parts.spent, "interpreter": _BEGUN - float(started), "imports": imported - _BEGUN}
+    Path(out).write_text(json.dumps({"seconds": spent, "files": _files(), "ended": time.perf_counter()}))
 
 
 def _files() -> list[str]:

@@ -21,13 +21,10 @@ class Run:
 
 
 class Tap:
-    """Notes when the sessions run that an engine opens from now on. What its device runs by itself is not seen.
+    """Notes when the sessions run that an engine opens from now on. What its device runs by itself is not seen."""
 
-    ``slowdown`` makes every run so much longer, as a share of it: to test what notices that.
-    """
-
-    def __init__(self, engine: Engine, clock: ThreadClock, slowdown: float = 0.0) -> None:
-        self._clock, self._slowdown = clock, slowdown
+    def __init__(self, engine: Engine, clock: ThreadClock) -> None:
+        self._clock = clock
         self.runs: list[Run] = []
         engine.observe(self._noted)
 
@@ -43,12 +40,7 @@ class Tap:
     def _noted(self, graph: str) -> Iterator[None]:
         begun = self._clock.now()
         yield
-        ended = self._clock.now()
-        if self._slowdown:
-            wanted = ended.undisturbed_since(begun) * (1 + self._slowdown)
-            while ended.undisturbed_since(begun) < wanted:
-                ended = self._clock.now()
-        self.runs.append(Run(graph, begun, ended))
+        self.runs.append(Run(graph, begun, self._clock.now()))
 
 
 def spans(runs: list[Run]) -> Iterator[float]:

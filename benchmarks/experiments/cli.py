@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.cli.options import engine_option
 from unibrain_rt.export.phantom.cli import command
 from unibrain_rt.export.progress import Watch
 from unibrain_rt.outputs import write_png
 
 
-@command.command("report")
+@command.command("report", cls=Command)
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Bundle folder.  [default: the shipped phantom]"
 )

@@ -66,9 +66,7 @@ def run(
         raise InputError(f"{bundle.folder}: {problem}; make one with unibrain-rt phantom bundle")
     runner = create_engine(engine)
     extractors = tuple(open_extractors(bundle, [judge or shipped_judge()], runner))
-    with open_pool(
-        bundle, workers=workers, tell=say, subject=names[0], preset=preset, engine=runner.name
-    ) as pool:
+    with open_pool(bundle, workers=workers, subject=names[0], preset=preset, engine=runner.name) as pool:
         lab = Laboratory(bundle, runner, extractors, preset, pool, say)
         say(f"scanning {', '.join(names)}: {scans} held-out scenes")
         participants = [lab.participant(name, scans) for name in names]

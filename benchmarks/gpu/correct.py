@@ -24,6 +24,7 @@ from unibrain_rt.benchmarks.gpu import convolution, filling
 from unibrain_rt.benchmarks.gpu.parts import read, run_part, write
 from unibrain_rt.benchmarks.gpu.reference import compare_all, decode_all
 from unibrain_rt.benchmarks.gpu.scan import distance
+from unibrain_rt.benchmarks.logged import logged_lines
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import create_engine, probe
 
@@ -87,16 +88,16 @@ def phantom(pack: Path, out: Path, engine: str = "cuda") -> None:
         convert_bundle(Bundle.open(None).folder, half, precision="fp16")
         bundles = {"fp32-half-weights": Bundle.open(None), "fp16": Bundle.open(half)}
         for name, (precision, capture, flavour, scans) in PHANTOMS.items():
-            told: list[str] = []
             begun = perf_counter()
-            try:
-                running = create_engine(engine, tell=told.append, capture=capture)
-                if not flavour:
-                    running.flavour = None
-                decoded = decode_all(bundles[precision], running, reference["betas"][:scans])
-                results[name] = compare_all(decoded, reference)
-            except Exception as error:  # what fails is worth as much as what works
-                results[name] = {"error": f"{type(error).__name__}: {error}"[:800]}
+            with logged_lines() as told:
+                try:
+                    running = create_engine(engine, capture=capture)
+                    if not flavour:
+                        running.flavour = None
+                    decoded = decode_all(bundles[precision], running, reference["betas"][:scans])
+                    results[name] = compare_all(decoded, reference)
+                except Exception as error:  # what fails is worth as much as what works
+                    results[name] = {"error": f"{type(error).__name__}: {error}"[:800]}
             results[name] |= {"told": told, "seconds": perf_counter() - begun}
             write(out / "phantom.json", results)
 

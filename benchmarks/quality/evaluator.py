@@ -156,7 +156,6 @@ class Evaluator:
         with open_pool(
             self.bundle,
             workers=workers,
-            tell=self._say,
             subject=self.subject.name,
             preset=self.preset,
             engine=self.engine.name,

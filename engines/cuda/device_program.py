@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from unibrain_rt.engines.base import Call, Program, Progress, Session
@@ -29,13 +29,12 @@ class DeviceProgram(Program):
         self,
         calls: Sequence[Call],
         memory: DeviceMemory,
-        tell: Callable[[str], None],
         *,
         capture: bool = True,
     ) -> None:
         """Raises EngineError: a session is not on the device, or the device is out of memory."""
         super().__init__(calls)
-        self._memory, self._tell, self._capture = memory, tell, capture
+        self._memory, self._capture = memory, capture
         self._sessions = list(dict.fromkeys(_on_device(call) for call in self.calls))
         for place, call in enumerate(self.calls):
             before = [earlier.session for earlier in self.calls[:place]]
@@ -76,7 +75,7 @@ class DeviceProgram(Program):
         self._stream.wait(self._ready)
         self._memory.before(self._reads(), self._written_at, self._stream)
         if turns not in self._replays:
-            self._replays[turns] = Replay(self._memory, self._stream, self._tell, capture=self._capture)
+            self._replays[turns] = Replay(self._memory, self._stream, capture=self._capture)
         try:
             self._replays[turns].launch(self._work(turns))
         except EngineError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from unibrain_rt.engines.base import Array, GraphSpec, TensorSpec
 from unibrain_rt.engines.buffered_session import BufferedSession
@@ -25,16 +25,13 @@ class DeviceSession(BufferedSession[DeviceBuffer]):
         free: int,
         memory: DeviceMemory,
         shared: Mapping[str, object],
-        tell: Callable[[str], None],
         *,
         capture: bool = True,
     ) -> None:
         """Raises EngineError: a shared buffer does not fit, or the device is out of memory."""
         self.memory = memory
         super().__init__(graph, free, shared)
-        self._replays = [
-            Replay(memory, memory.stream, tell, capture=capture) for _ in range(self.roles.turns)
-        ]
+        self._replays = [Replay(memory, memory.stream, capture=capture) for _ in range(self.roles.turns)]
 
     def __del__(self) -> None:
         # What runs may not lose its buffers.

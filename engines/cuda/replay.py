@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from unibrain_rt.engines.base import Array
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.stream import CapturedGraph, Event, Stream
 from unibrain_rt.engines.engine_errors import EngineError
+
+_log = logging.getLogger(__name__)
 
 _TOLERANCE = 0.01
 """Relative L2 distance of a replay from a run: kernels may add in another order, and no more than that."""
@@ -42,11 +45,9 @@ class Replay:
     the last run left would be taken for results. If anything is wrong, all launches are plain ones from then on.
     """
 
-    def __init__(
-        self, memory: DeviceMemory, stream: Stream, tell: Callable[[str], None], *, capture: bool = True
-    ) -> None:
-        """``tell``: called with a line of text if capturing fails. Without ``capture``, all launches are plain."""
-        self._memory, self._stream, self._tell, self._may_capture = memory, stream, tell, capture
+    def __init__(self, memory: DeviceMemory, stream: Stream, *, capture: bool = True) -> None:
+        """Without ``capture``, all launches are plain."""
+        self._memory, self._stream, self._may_capture = memory, stream, capture
         self._launches = 0
         self._graph: CapturedGraph | None = None
 
@@ -83,7 +84,7 @@ class Replay:
         if not failure and not _alike(replayed, self._read(work.written)):
             failure = "its results are not those of a run without it"
         if failure:
-            self._tell(f"{work.name}: no CUDA graph, every kernel is launched by itself ({failure})")
+            _log.warning("%s: no CUDA graph, every kernel is launched by itself (%s)", work.name, failure)
         else:
             self._graph = graph
 

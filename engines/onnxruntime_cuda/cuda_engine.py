@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -20,6 +21,8 @@ from unibrain_rt.engines.onnxruntime_cuda.cuda_session import CudaSession
 from unibrain_rt.engines.onnxruntime_cuda.fused_kernels import shortfall
 from unibrain_rt.engines.onnxruntime_cuda.installation import NAME
 from unibrain_rt.engines.onnxruntime_cuda.provider import on_device, prepare, to_host
+
+_log = logging.getLogger(__name__)
 
 GRAPHS_VARIABLE = "UNIBRAIN_RT_CUDA_GRAPHS"
 """Environment variable: ``0`` runs without CUDA graphs."""
@@ -59,7 +62,6 @@ class CudaEngine(Engine):
             onnxruntime: the library, if not the installed one.
         """
         self._onnxruntime = onnxruntime if onnxruntime is not None else _import()
-        self._tell = settings.tell
         self.graphs = settings.capture and os.environ.get(GRAPHS_VARIABLE) != "0"
         self._options = dict(options or {})
         self._underway = Underway()
@@ -70,9 +72,11 @@ class CudaEngine(Engine):
         if self.graphs and _numbers(version) < _SOUND_CAPTURE:
             self.graphs = False
             oldest = ".".join(map(str, _SOUND_CAPTURE))
-            self._tell(
-                f"onnxruntime-gpu {version}: runs without CUDA graphs, whose replays are not sound before {oldest}; "
-                "install that, which needs Python 3.11"
+            _log.warning(
+                "onnxruntime-gpu %s: runs without CUDA graphs, whose replays are not sound before %s; install that, "
+                "which needs Python 3.11",
+                version,
+                oldest,
             )
 
     def describe(self) -> dict[str, str | int]:
@@ -122,7 +126,6 @@ class CudaEngine(Engine):
             graph,
             free,
             shared,
-            self._tell,
             self._underway.wait,
             graphs=self.graphs,
             options=self._options,

@@ -8,6 +8,7 @@ at its own address under an id of its own: nothing is copied between steps.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ from unibrain_rt.engines.onnxruntime_cuda.provider import (
     to_host,
 )
 
+_log = logging.getLogger(__name__)
+
 _NOT_CAPTURED = "-1"
 T = TypeVar("T")
 
@@ -54,7 +57,6 @@ class CudaSession(BufferedSession[Any]):
         graph: GraphSpec,
         free: int,
         shared: Mapping[str, object],
-        tell: Callable[[str], None],
         settle: Callable[[], None],
         *,
         graphs: bool,
@@ -71,7 +73,7 @@ class CudaSession(BufferedSession[Any]):
         Raises:
             EngineError: see `Engine.open`; or the device is out of memory.
         """
-        self._onnxruntime, self._tell, self._settle = onnxruntime, tell, settle
+        self._onnxruntime, self._settle = onnxruntime, settle
         super().__init__(graph, free, shared)
         self._graphs, self._profiles = graphs, profiles
         self._half, self._instead = convolves_in_half(graph.costs), options
@@ -158,7 +160,7 @@ class CudaSession(BufferedSession[Any]):
             native = self._load_with(graphs=False)
             # The file is sound, so it was the capture that was refused.
             self._graphs = False
-            self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
+            _log.warning("%s: runs without CUDA graphs (%s)", self.graph.name, why)
             return native
         return self._load_with(graphs=False)
 
@@ -169,7 +171,7 @@ class CudaSession(BufferedSession[Any]):
 
     def _without_graphs(self, why: str) -> None:
         """Begin again: a stream in which a capture broke is of no more use."""
-        self._tell(f"{self.graph.name}: runs without CUDA graphs ({why})")
+        _log.warning("%s: runs without CUDA graphs (%s)", self.graph.name, why)
         self._graphs = False
         # The old one first: both may not fit, and nobody can allocate while its stream believes that it captures.
         self._own, self._native = {}, None

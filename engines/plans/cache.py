@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.plans.defaults import default_folder, default_limit
 from unibrain_rt.engines.plans.folder import PlanFolder, PlanRecord
 from unibrain_rt.engines.plans.key import PlanKey, differences, same_graph
+
+_log = logging.getLogger(__name__)
 
 _DAY_SECONDS = 24 * 60 * 60
 
@@ -57,7 +60,6 @@ class PlanCache:
         self,
         key: PlanKey,
         make: Callable[[Path], object],
-        waiting: Callable[[str], None] | None = None,
         *,
         anew: bool = False,
     ) -> tuple[Path, bool]:
@@ -65,7 +67,6 @@ class PlanCache:
 
         Args:
             make: writes the plan into the file it is given.
-            waiting: called with a line of text, once, where another process is building the same plan.
             anew: build it even if it is there.
 
         Raises:
@@ -74,8 +75,9 @@ class PlanCache:
         begun = time.time()
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            line = f"{key.graph}: another process builds it; waiting"
-            with self._files.lock(key.digest, lambda: waiting(line) if waiting is not None else None):
+            with self._files.lock(
+                key.digest, lambda: _log.info("%s: another process builds it; waiting", key.graph)
+            ):
                 record = self._files.record(key.digest)
                 # One that was finished while this process waited is as new as can be.
                 if record is not None and (not anew or record.built > begun):

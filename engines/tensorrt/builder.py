@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from unibrain_rt.engines.base import GraphSpec
-from unibrain_rt.engines.catalogue import Tell
 from unibrain_rt.engines.engine_errors import EngineError, first_line
 from unibrain_rt.engines.tensorrt.library import Library
+
+_log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -21,17 +23,16 @@ def write_plan(
     target: str | None,
     workspace_bytes: int,
     path: Path,
-    tell: Tell,
 ) -> None:
     """Compile a graph and write the plan to ``path``.
 
-    The network is strongly typed: what is computed in which precision is the graph's own matter.
+    How far it is, is logged every few seconds. The network is strongly typed: what is computed in which precision is
+    the graph's own matter.
 
     Args:
         free: size of the free axes.
         target: compute capability to compile for, such as ``sm89``; by default that of the device here.
         workspace_bytes: scratch memory that the plan may take on the device.
-        tell: called with a line of progress every few seconds.
 
     Raises:
         EngineError: the compiler does not take the graph, or fails.
@@ -54,7 +55,7 @@ def write_plan(
     _fix_shapes(builder, network, config, graph, free)
     monitor = None
     if hasattr(trt, "IProgressMonitor"):
-        monitor = _monitor(trt, graph.name, tell)
+        monitor = _monitor(trt, graph.name)
         config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.raised is not None:
@@ -97,9 +98,9 @@ def _failure(library: Library, graph: GraphSpec, log: Any, error: Exception | No
     return EngineError(f"graph {graph.name}: {library.kind.title} cannot compile it ({why})")
 
 
-def _monitor(trt: Any, graph: str, tell: Tell) -> Any:
+def _monitor(trt: Any, graph: str) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """A line every few seconds, of the outermost phase. What ``tell`` raises ends the build, and is kept."""
+        """A line every few seconds, of the outermost phase. What a handler of it raises ends the build, and is kept."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -117,7 +118,7 @@ def _monitor(trt: Any, graph: str, tell: Tell) -> Any:
                 self._told = now
                 percent = 100 * (step + 1) // max(self._steps[phase_name], 1)
                 try:
-                    tell(f"{graph}: {phase_name} {percent} %")
+                    _log.info("%s: %s %d %%", graph, phase_name, percent)
                 except BaseException as error:  # nothing may be raised through the library
                     self.raised = error
             return self.raised is None

@@ -8,7 +8,7 @@ back in another process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from unibrain_rt.engines.cuda.runtime import Device
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.plans import KERNELS, PlanCache, PlanKey
 from unibrain_rt.engines.tensorrt.library import Library
+
+_log = logging.getLogger(__name__)
 
 _SEAL_BYTES = hashlib.sha256().digest_size
 
@@ -73,11 +75,9 @@ class Kernels:
     and costs the time of compiling.
     """
 
-    def __init__(
-        self, library: Library, log: Any, engine: Any, file: KernelFile, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, library: Library, log: Any, engine: Any, file: KernelFile) -> None:
         """``engine``: the plan, deserialized. Raises EngineError: the library makes no runtime cache."""
-        self._title, self._log, self._file, self._tell = library.kind.title, log, file, tell
+        self._title, self._log, self._file = library.kind.title, log, file
         self.config = engine.create_runtime_config()
         cache: Any = None if self.config is None else self.config.create_runtime_cache()
         if cache is None:
@@ -97,7 +97,7 @@ class Kernels:
         try:
             self._file.write(bytes(kernels))
         except EngineError as error:
-            self._tell(not_kept(self._title, error))
+            _log.warning(not_kept(self._title, error))
 
     def _load(self) -> int | None:
         """Give the library what was kept; how large it is in there, None if there is nothing to build on."""
@@ -110,9 +110,11 @@ class Kernels:
             if not self._cache.deserialize(kernels):
                 raise EngineError(self._complaint())
         except EngineError as error:
-            self._tell(
-                f"{graph}: {self._title} does not take the kernels of an earlier run ({error}); "
-                "it compiles them again"
+            _log.warning(
+                "%s: %s does not take the kernels of an earlier run (%s); it compiles them again",
+                graph,
+                self._title,
+                str(error),  # whoever keeps the record need not keep what the error came through
             )
             return None
         loaded = self._cache.serialize()

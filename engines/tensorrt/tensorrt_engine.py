@@ -8,7 +8,7 @@ from typing import Any
 
 from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.engines.base import Array, Call, GraphSpec, Program, Session, TensorSpec
-from unibrain_rt.engines.catalogue import Probe, Settings, Tell
+from unibrain_rt.engines.catalogue import Probe, Settings
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.device_program import DeviceProgram
 from unibrain_rt.engines.cuda.runtime import Cuda, Device
@@ -35,7 +35,6 @@ class TensorRtEngine(AheadEngine):
         self._library, self._bindings, self._capture = library, cuda, settings.capture
         self._memory: DeviceMemory | None = None
         self._device: Device | None = None
-        self._told: set[str] = set()
 
     def describe(self) -> dict[str, str | int]:
         device = self._here()
@@ -43,7 +42,7 @@ class TensorRtEngine(AheadEngine):
         return {"engine": self.name, "version": version, "device": device.name, "compute": device.capability}
 
     def program(self, calls: Sequence[Call]) -> Program:
-        return DeviceProgram(calls, self._on_device(), self._tell_once, capture=self._capture)
+        return DeviceProgram(calls, self._on_device(), capture=self._capture)
 
     def allocate(self, spec: TensorSpec, free: int = 1) -> object:
         return self._on_device().allocate(spec, free)
@@ -59,9 +58,7 @@ class TensorRtEngine(AheadEngine):
         kernels = None
         if library.keeps_kernels:
             kernels = KernelFile.beside(plan, graph.name, library, self._here(), self.cache)
-        return TensorRtSession(
-            library, plan, graph, free, memory, shared, self._tell_once, self._capture, kernels
-        )
+        return TensorRtSession(library, plan, graph, free, memory, shared, self._capture, kernels)
 
     def _settings(self, graph: GraphSpec, free: int, target: str | None) -> Mapping[str, str]:
         settings = {"version": self._library.version, "target": self._target(target)}
@@ -72,11 +69,11 @@ class TensorRtEngine(AheadEngine):
             settings["free"] = str(free)
         return settings
 
-    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path, tell: Tell) -> None:
+    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path) -> None:
         device = None if target is not None and self._library.kind.ahead else self._here()
         workspace_bytes = self._library.workspace_bytes(device)
         named = self._target(target) if self._library.kind.ahead else None
-        write_plan(self._library, graph, free, named, workspace_bytes, path, tell)
+        write_plan(self._library, graph, free, named, workspace_bytes, path)
 
     def _target(self, target: str | None) -> str:
         """What to compile for. Raises EngineError where the library cannot."""
@@ -111,11 +108,6 @@ class TensorRtEngine(AheadEngine):
         if self._memory is None:
             self._memory = DeviceMemory(Cuda(self._bindings))
         return self._memory
-
-    def _tell_once(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            self._tell(line)
 
 
 def probe_kind(kind: Kind) -> Probe:

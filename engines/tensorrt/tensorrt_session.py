@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from unibrain_rt.engines.cuda.stream import Stream
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.tensorrt.kernel_cache import KernelFile, Kernels, not_kept
 from unibrain_rt.engines.tensorrt.library import Library
+
+_log = logging.getLogger(__name__)
 
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
 
@@ -30,7 +33,6 @@ class TensorRtSession(DeviceSession):
         free: int,
         memory: DeviceMemory,
         shared: Mapping[str, object],
-        tell: Callable[[str], None],
         capture: bool,
         kernels: KernelFile | None = None,
     ) -> None:
@@ -50,15 +52,15 @@ class TensorRtSession(DeviceSession):
         compiled = None
         if kernels is not None:
             try:
-                compiled = Kernels(library, self._log, engine, kernels, tell)
+                compiled = Kernels(library, self._log, engine, kernels)
             except EngineError as error:
-                tell(not_kept(self._title, error))
+                _log.warning(not_kept(self._title, error))
         self._context = _Context(runtime, engine, compiled)
         if self._context.native is None:
             raise self._failure(
                 graph, "cannot run its plan", "close other programs, or decode with --low-memory"
             )
-        super().__init__(graph, free, memory, shared, tell, capture=capture)
+        super().__init__(graph, free, memory, shared, capture=capture)
         self._bound: dict[str, int] = {}
         for spec in graph.inputs:
             if any(isinstance(size, str) for size in spec.shape):

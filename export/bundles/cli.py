@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from pathlib import Path
 
 import click
 
 from unibrain_rt.bundle import MANIFEST
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.bundles.precision import Precision
 
+_log = logging.getLogger(__name__)
 
-@click.command("export", short_help="Turn a published checkpoint into a bundle.")
+
+@click.command("export", cls=Command, short_help="Turn a published checkpoint into a bundle.")
 @click.argument("source", metavar="CHECKPOINT_DIR")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with the checkpoint's sizes.")
@@ -38,8 +41,7 @@ def command(
 
     def report(graph: str, number: int, total: int) -> None:
         line = f"[{number}/{total}] {graph}"
-        click.echo(f"{line:<28} {time.monotonic() - start:6.0f} s", err=True)
-        sys.stderr.flush()
+        _log.info("%-28s %6.0f s", line, time.monotonic() - start)
 
     if (Path(source) / MANIFEST).is_file():
         if config is not None:
@@ -56,13 +58,12 @@ def command(
     opened = open_checkpoint(source, config)
     write_bundle(opened, out, precision=precision, name=name, overwrite=overwrite, report=report)
     if "gpt2" not in opened.tokenizers:
-        click.echo(
-            f"note: {out} writes no captions: no vocabulary was found; put GPT-2's vocab.json and merges.txt "
-            f"into {source}/tokenizers/gpt2 and export again",
-            err=True,
+        _log.warning(
+            "note: %s writes no captions: no vocabulary was found; put GPT-2's vocab.json and merges.txt into "
+            "%s/tokenizers/gpt2 and export again",
+            out,
+            source,
         )
     elif not opened.has_captions:
-        click.echo(
-            f"note: {out} writes no captions: the checkpoint has no Optimus (optimus-vae.pth)", err=True
-        )
+        _log.warning("note: %s writes no captions: the checkpoint has no Optimus (optimus-vae.pth)", out)
     click.echo(f"{out}: exported in {time.monotonic() - start:.0f} s")

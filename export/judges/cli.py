@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from unibrain_rt.cli.messages import Command
+
 #: As in `extractors.NAMES`, which takes torch to ask.
 NAMES = ("alexnet2", "alexnet5", "inception", "efficientnet", "swav", "clip")
 _path = click.Path(path_type=Path)
 
 
-@click.command("export-features", short_help="Turn a judge's weights into a feature network.")
+@click.command("export-features", cls=Command, short_help="Turn a judge's weights into a feature network.")
 @click.argument("name", type=click.Choice(NAMES), metavar="NAME")
 @click.option(
     "--weights",

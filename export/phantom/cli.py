@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.export.progress import Watch
 
 
@@ -17,7 +18,7 @@ def command() -> None:
     """The phantom: a small world of rendered scenes and simulated subjects, with models trained on it."""
 
 
-@command.command("train")
+@command.command("train", cls=Command)
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; resumed if it exists."
 )
@@ -50,7 +51,7 @@ def train(out: Path, seed: int, threads: int | None, stage: str) -> None:
         click.echo(f"{out}: checkpoint written; next: unibrain-rt phantom bundle {out} --out BUNDLE")
 
 
-@command.command("bundle")
+@command.command("bundle", cls=Command)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
 @click.option("--examples", type=click.Path(path_type=Path), help="Also write held-out example scans here.")
@@ -68,7 +69,7 @@ def bundle(checkpoint: Path, out: Path, examples: Path | None, overwrite: bool) 
     click.echo(f"{out}: made in {watch.elapsed:.0f} s")
 
 
-@command.command("scan")
+@command.command("scan", cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new recording.")
 @click.option("--subject", "subjects", multiple=True, help="Whom to scan; may be repeated.  [default: all]")
 @click.option(
@@ -92,7 +93,7 @@ def scan(out: Path, subjects: tuple[str, ...], scans: int, overwrite: bool) -> N
     click.echo(f"{out}: recorded in {watch.elapsed:.0f} s")
 
 
-@command.command("judge")
+@command.command("judge", cls=Command)
 @click.option(
     "--run",
     type=click.Path(path_type=Path),

@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.errors import input_error
 from unibrain_rt.export.bundles.bundle_folder import add_subject, check_subject
 from unibrain_rt.export.option_groups import grouped
@@ -34,7 +35,7 @@ def command() -> None:
     """Bring in subjects that were fitted elsewhere."""
 
 
-@command.command("import")
+@command.command("import", cls=Command)
 @click.option("--bundle", type=_path, required=True, help="Bundle the subject is put into.")
 @click.option("--subject", required=True, help="The subject's name.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from unibrain_rt.errors import BundleError, InputError, one_line
 from unibrain_rt.ridge_graph import ridge_graph
 from unibrain_rt.sessions import decode_graphs
 from unibrain_rt.subject_files import GRAPH_FILE
+
+_log = logging.getLogger(__name__)
 
 _TARGET = re.compile(r"sm\d{2,3}[a-z]?")
 
@@ -122,7 +125,7 @@ def command(
     for name in names:
         if name not in opened.subjects:
             raise InputError(f"no subject {name!r} in this bundle; it has {', '.join(opened.subjects)}")
-    running = create_engine(engine, cache=cache, targets=targets, tell=_note)
+    running = create_engine(engine, cache=cache, targets=targets)
     heads, broken = _heads(opened, names or opened.subjects) if running.on_device else ([], False)
     report = JsonReport(json_file, bundle=opened.folder)
     failed = _build(running, graphs + heads, targets or (None,), force, report, str(opened.folder))
@@ -151,7 +154,9 @@ def _heads(bundle: Bundle, names: Sequence[str]) -> tuple[list[tuple[GraphSpec, 
         if graph is not None:
             graphs.append((graph, 1))
         else:
-            _note(f"{name}: has no {GRAPH_FILE}: its heads are applied on the host; fit or import it again")
+            _log.info(
+                "%s: has no %s: its heads are applied on the host; fit or import it again", name, GRAPH_FILE
+            )
     return graphs, broken
 
 
@@ -291,7 +296,3 @@ def _time_text(seconds: float) -> str:
 def _print(report: JsonReport, line: str) -> None:
     if not report.on_stdout:
         click.echo(line)
-
-
-def _note(line: str) -> None:
-    click.echo(one_line(line, 400), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -13,11 +14,13 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.cli import complain
 from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
+from unibrain_rt.cli.messages import shows_progress
 from unibrain_rt.cli.options import cache_option, engine_option, low_memory_option, threads_option
-from unibrain_rt.errors import one_line
 from unibrain_rt.file_decoding import ScanDecoded, ScanFailed, ScanKept, SheetDone, decode_files, plan_files
 from unibrain_rt.pool import open_pool
 from unibrain_rt.reconstruction import fallback_note
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("decode", cls=JsonCommand, short_help="Decode scans into images and captions.")
@@ -102,7 +105,6 @@ def command(
         opened,
         workers=workers,
         threads=threads,
-        tell=_note,
         subject=subject,
         preset=preset,
         engine=engine,
@@ -112,7 +114,7 @@ def command(
     )
     failed, fallen_back = 0, set[str]()
     with pool, closing(_StepBar()) as bar:
-        for event in decode_files(plan, pool, seed=seed, progress=bar if sys.stderr.isatty() else None):
+        for event in decode_files(plan, pool, seed=seed, progress=bar if shows_progress() else None):
             bar.close()
             match event:
                 case ScanFailed(error):
@@ -121,25 +123,21 @@ def command(
                     failed = error.exit_code
                     complain(str(error))
                 case ScanKept(stem, existing):
-                    _note(f"{stem}: kept, {existing} exists (--overwrite decodes it again)")
+                    _log.info("%s: kept, %s exists (--overwrite decodes it again)", stem, existing)
                 case ScanDecoded():
                     if new := sorted(set(event.result.fallbacks) - fallen_back):
                         fallen_back.update(new)
-                        _note(fallback_note(new))
+                        _log.info(fallback_note(new))
                     report.add({"stem": event.output.stem, **event.record})
                     if not report.on_stdout:
                         caption = event.result.caption
                         said = "(this bundle writes no captions)" if caption is None else caption
                         click.echo(f"{event.output.stem}: {said}" if plan.scans > 1 else said)
                 case SheetDone(path, "kept"):
-                    _note(f"{path}: kept (--overwrite makes it again)")
+                    _log.info("%s: kept (--overwrite makes it again)", path)
     report.close()
     if failed:
         raise SystemExit(failed)
-
-
-def _note(line: str) -> None:
-    click.echo(one_line(line, 400), err=True)
 
 
 class _StepBar:

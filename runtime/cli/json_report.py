@@ -16,19 +16,21 @@ from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from unibrain_rt.cli.messages import Command
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 SUFFIXES = (".json", ".jsonl")
 STDOUT = "-"
 
 
-class JsonCommand(click.Command):
+class JsonCommand(Command):
     """A command whose option ``--json`` takes the next word only if that is clearly its FILE."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _joined(args))
 
 
-def json_option(what: str) -> Callable[[Command], Command]:
+def json_option(what: str) -> Callable[[Decorated], Decorated]:
     """The option ``--json``, for a `JsonCommand`; it gives the command ``json_file``."""
     text = (
         f"Print {what} as JSON, or write it to FILE (a name in .json or .jsonl; --json=FILE for any other)."

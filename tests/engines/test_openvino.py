@@ -22,23 +22,18 @@ from unibrain_rt.engines.openvino import OpenVinoEngine
 pytest.importorskip("openvino")
 pytest.importorskip("onnx")
 hand = importlib.import_module("hand_graphs")
-
-
-class Told(list[str]):
-    """Lines that an engine tells."""
-
-    def __call__(self, line: str) -> None:
-        self.append(line)
+LogLines: Any = importlib.import_module("log_lines").LogLines
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def told() -> list[str]:
+    lines: list[str] = LogLines()
+    return lines
 
 
 @pytest.fixture
-def engine(tmp_path: Path, told: Told) -> OpenVinoEngine:
-    return OpenVinoEngine(Settings(threads=1, cache=tmp_path / "plans", tell=told))
+def engine(tmp_path: Path, told: list[str]) -> OpenVinoEngine:
+    return OpenVinoEngine(Settings(threads=1, cache=tmp_path / "plans"))
 
 
 def total(engine: OpenVinoEngine, graph: Any, a: float = 2.0) -> float:
@@ -52,7 +47,7 @@ def total(engine: OpenVinoEngine, graph: Any, a: float = 2.0) -> float:
 # --- Plans --------------------------------------------------------------------------------------------------
 
 
-def test_a_graph_is_compiled_once(engine: OpenVinoEngine, told: Told, tmp_path: Path) -> None:
+def test_a_graph_is_compiled_once(engine: OpenVinoEngine, told: list[str], tmp_path: Path) -> None:
     graph = hand.adder(tmp_path)
     assert total(engine, graph) == 3
     assert told == ["adder: openvino compiles it (never built)"]
@@ -61,7 +56,9 @@ def test_a_graph_is_compiled_once(engine: OpenVinoEngine, told: Told, tmp_path: 
     assert engine.build(graph).hit
 
 
-def test_every_size_of_a_free_axis_has_a_plan(engine: OpenVinoEngine, told: Told, tmp_path: Path) -> None:
+def test_every_size_of_a_free_axis_has_a_plan(
+    engine: OpenVinoEngine, told: list[str], tmp_path: Path
+) -> None:
     graph = hand.adder(tmp_path, shape=("N", 3))
     for free in (2, 5, 2):
         assert engine.open(graph, free=free).read("sum").shape == (free, 3)
@@ -69,7 +66,9 @@ def test_every_size_of_a_free_axis_has_a_plan(engine: OpenVinoEngine, told: Told
     assert "built with shapes free axes of 2, not free axes of 5" in told[1]
 
 
-def test_a_plan_that_cannot_be_read_is_built_anew(engine: OpenVinoEngine, told: Told, tmp_path: Path) -> None:
+def test_a_plan_that_cannot_be_read_is_built_anew(
+    engine: OpenVinoEngine, told: list[str], tmp_path: Path
+) -> None:
     graph = hand.adder(tmp_path)
     plan = engine.build(graph).path
     size = plan.stat().st_size
@@ -83,9 +82,9 @@ def test_a_plan_that_cannot_be_read_is_built_anew(engine: OpenVinoEngine, told: 
     assert len(told) == 3
 
 
-def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(told: Told, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(told: list[str], tmp_path: Path) -> None:
     (tmp_path / "plans").write_text("a file")
-    engine = OpenVinoEngine(Settings(cache=tmp_path / "plans", tell=told))
+    engine = OpenVinoEngine(Settings(cache=tmp_path / "plans"))
     assert total(engine, hand.adder(tmp_path)) == 3
     assert f"plan cache {tmp_path / 'plans'}: cannot be" in told[-1]
     assert told[-1].endswith("compiled without it")

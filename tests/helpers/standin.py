@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRt
+from log_lines import LogLines
 from onnx import helper
 from onnx_graphs import OnnxGraphs
 from tiny import Specs, save_graph
@@ -23,8 +24,8 @@ class StandIn:
     def __init__(self, cache: Path, kind: Kind = NATIVE, **options: Any) -> None:
         self.fake = FakeCuda()
         self.library = FakeTensorRt(self.fake, OnnxGraphs())
-        self.told: list[str] = []
-        settings = Settings(cache=cache, tell=self.told.append, **options)
+        self.told = LogLines()
+        settings = Settings(cache=cache, **options)
         self.engine = TensorRtEngine(Library(kind, self.library), settings, cuda=self.fake)
 
     def open(self, graph: GraphSpec, free: int = 1, **options: Any) -> Any:

@@ -18,8 +18,8 @@ class Device:
 
         standin = importlib.import_module("cuda_as_cpu")
         self.library: Any = standin.Library(refuses)
-        self.told: list[str] = []
-        self.engine = CudaEngine(Settings(tell=self.told.append, capture=graphs), onnxruntime=self.library)
+        self.told: list[str] = importlib.import_module("log_lines").LogLines()
+        self.engine = CudaEngine(Settings(capture=graphs), onnxruntime=self.library)
 
     def kinds(self) -> list[tuple[str, str]]:
         """What was run since the last time one asked, and how."""

@@ -6,6 +6,7 @@ import importlib
 import tempfile
 import threading
 from concurrent.futures import wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from unibrain_rt import Decoder
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.engines import Call, EngineError, Settings, create_engine
+from unibrain_rt.engines.graph_costs import GraphCosts
 from unibrain_rt.engines.onnxruntime_cuda import GRAPHS_VARIABLE, CudaEngine
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 hand = importlib.import_module("hand_graphs")
 standin = importlib.import_module("cuda_as_cpu")
+LogLines: Any = importlib.import_module("log_lines").LogLines
 
 
 def walked(runs: int, x: float = 1.0) -> tuple[Any, Any]:
@@ -313,9 +316,9 @@ def test_the_environment_can_do_without_graphs(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_older_version_is_not_captured(tmp_path: Path) -> None:
     """Before 1.31, what a captured Split reads at a replay may be another one's."""
-    told: list[str] = []
+    told = LogLines()
     library = standin.Library(version="1.23.2")
-    engine = CudaEngine(Settings(tell=told.append), onnxruntime=library)
+    engine = CudaEngine(Settings(), onnxruntime=library)
     assert told == [
         "onnxruntime-gpu 1.23.2: runs without CUDA graphs, whose replays are not sound before 1.31; "
         "install that, which needs Python 3.11"
@@ -330,7 +333,7 @@ def test_an_older_version_is_not_captured(tmp_path: Path) -> None:
     assert CudaEngine(Settings(), onnxruntime=standin.Library(version="1.31.1")).flavour == "cuda"
     for version, capture in (("1.23.2", False), ("1.31.0", True), ("1.32", True), ("2.0.0+cu14", True)):
         told.clear()
-        CudaEngine(Settings(tell=told.append, capture=capture), onnxruntime=standin.Library(version=version))
+        CudaEngine(Settings(capture=capture), onnxruntime=standin.Library(version=version))
         assert told == [], "nobody asked for graphs, or they are sound"
 
 
@@ -460,7 +463,8 @@ def test_a_device_that_is_full_later_is_one_line(device: Any, tmp_path: Path) ->
 
 def test_no_profile_is_left_behind(capturing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    graph = hand.walk(tmp_path)
+    costs = GraphCosts(1, 1, 1, 4, bytes_per_number=4, operators={"MatMul": 1})
+    graph = replace(hand.walk(tmp_path), costs=costs)
     capturing.engine.check(graph)
     capturing.library.full = "running"
     with pytest.raises(EngineError, match="out of memory"):

@@ -5,6 +5,7 @@ Needs neither onnx nor torch, so that it also runs where onnxruntime-gpu alone i
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], tuple[CudaEngine, 
     monkeypatch.delenv(GRAPHS_VARIABLE, raising=False)
 
     def make(graphs: bool) -> tuple[CudaEngine, list[str]]:
-        told: list[str] = []
-        return CudaEngine(Settings(tell=told.append, capture=graphs)), told
+        told: list[str] = importlib.import_module("log_lines").LogLines()
+        return CudaEngine(Settings(capture=graphs)), told
 
     return make
 

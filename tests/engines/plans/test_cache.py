@@ -293,7 +293,7 @@ def test_a_full_disk_leaves_nothing(cache: PlanCache, monkeypatch: pytest.Monkey
 # --- Several processes --------------------------------------------------------------------------------------
 
 BUILDER = """
-import os, sys, time
+import logging, os, sys, time
 from pathlib import Path
 from unibrain_rt.engines.plans import PlanCache, PlanKey
 
@@ -307,11 +307,14 @@ def make(path):
         time.sleep(0.01)
     path.write_bytes(b"all of it")
 
-def waiting(line):
-    print(line, flush=True)
-    (marks / f"waiting-{os.getpid()}").touch()
-
-path, built = PlanCache(folder).build(key, make, waiting)
+class Waiting(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage(), flush=True)
+        (marks / f"waiting-{os.getpid()}").touch()
+logger = logging.getLogger("unibrain_rt")
+logger.setLevel(logging.INFO)
+logger.addHandler(Waiting())
+path, built = PlanCache(folder).build(key, make)
 print("built" if built else "found", path.read_text())
 """
 BUILDER_KEY = PlanKey("tensorrt-rtx", "unet_image_step", {"unet_image_step.onnx": "a"}, {"target": "sm86"})

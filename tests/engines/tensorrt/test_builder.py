@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,11 +174,13 @@ def test_who_listens_can_end_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(builder, "_SECONDS_BETWEEN_LINES", 0)
     made = stand(tmp_path)
 
-    def hang_up(line: str) -> None:
-        if "%" in line:
+    def hang_up(record: logging.LogRecord) -> None:
+        if "%" in record.getMessage():
             raise BrokenPipeError
 
-    made.engine._tell = hang_up
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", hang_up)
+    monkeypatch.setattr(builder._log, "handlers", [handler])
     with pytest.raises(BrokenPipeError):
         made.engine.build(standin.doubler(tmp_path))
     assert made.engine.cache.plans() == []

@@ -61,11 +61,11 @@ def kernels(folder: Path) -> Path:
 
 def test_what_one_process_compiled_the_next_one_does_not(process: Process, tmp_path: Path) -> None:
     graph = standin.doubler(tmp_path)
-    first, second = process(), process()
+    first = process()
     run(first, graph)
     assert first.library.jitted == ["doubler"]
     kept = kernels(tmp_path).stat()
-    run(second, graph)
+    run(second := process(), graph)
     assert second.library.jitted == []
     assert second.told == []
     assert kernels(tmp_path).stat().st_mtime_ns == kept.st_mtime_ns, "nothing is new, nothing is written"
@@ -186,14 +186,13 @@ def test_a_damaged_file_is_told_of_and_replaced(process: Process, tmp_path: Path
     graph = standin.doubler(tmp_path)
     run(process(), graph)
     damage(kernels(tmp_path), how)
-    second, third = process(), process()
-    run(second, graph)
+    run(second := process(), graph)
     assert second.library.jitted == ["doubler"]
     assert second.told == [
         "doubler: TensorRT-RTX does not take the kernels of an earlier run (their file is damaged); it compiles "
         "them again"
     ]
-    run(third, graph)
+    run(third := process(), graph)
     assert (third.library.jitted, third.told) == ([], [])
 
 

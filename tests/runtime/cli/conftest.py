@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from unibrain_rt.engines import EngineError, GraphSpec, Session, Settings, catalogue
-from unibrain_rt.engines.ahead import AheadEngine, Tell
+from unibrain_rt.engines.ahead import AheadEngine
 from unibrain_rt.engines.catalogue import Probe
 
 
@@ -34,7 +34,7 @@ class CopyingEngine(AheadEngine):
     def _settings(self, graph: GraphSpec, free: int, target: str | None) -> Mapping[str, str]:
         return {"version": self.version, "target": target or "sm86", "free": str(free)}
 
-    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path, tell: Tell) -> None:
+    def _compile(self, graph: GraphSpec, free: int, target: str | None, path: Path) -> None:
         if graph.name == self.refused:
             raise EngineError(f"{graph.name}: unknown operator Copy")
         path.write_bytes(graph.path.read_bytes())
