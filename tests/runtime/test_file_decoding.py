@@ -101,7 +101,7 @@ def test_where_all_is_kept_no_decoder_is_opened(
 ) -> None:
     one = scans[2:]
     list(decode_files(plan_files(one, decoder.subject, tmp_path), decoder))
-    monkeypatch.setattr(Decoder, "open", None)
+    monkeypatch.setattr(Decoder, "open", lambda *_, **__: pytest.fail("a decoder was opened"))
     with open_pool(decoder.bundle, workers=1) as pool:
         events = list(decode_files(plan_files(one, decoder.subject, tmp_path), pool))
     assert [told(event) for event in events] == ["kept one for one.png"]

@@ -23,7 +23,7 @@ def test_the_papers_preset_is_the_papers() -> None:
     """UniBrain: DDIM, 50 steps of which 37 run, guidance 7.5, weights 0.6 and 0.9 of the image context."""
     paper = PRESETS["paper"]
     assert (paper.sampler, paper.steps, paper.strength, paper.guidance_scale) == ("ddim", 50, 0.75, 7.5)
-    for flow, ratio in (("image", 0.6), ("caption", 0.9)):
+    for flow, ratio in (("image", 0.6), ("text", 0.9)):
         table = paper.table(Schedule(), flow)  # type: ignore[arg-type]
         assert len(table.timesteps) == 37
         assert table.timesteps[0] == 721

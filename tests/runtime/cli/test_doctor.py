@@ -95,12 +95,20 @@ def test_a_broken_bundle_is_a_problem_among_the_others(cli: Run, tiny_bundle: Pa
     assert state_of(done.out, "onnxruntime") == "ok"
 
 
-def test_a_graph_that_is_no_onnx_is_a_problem(cli: Run, tiny: Any, tiny_bundle: Path) -> None:
-    (tiny_bundle / "graphs" / "unet_time.onnx").write_bytes(b"\x3a\xff\x01")
-    tiny.seal(tiny_bundle)
+def test_a_graph_that_is_no_onnx_is_a_problem(
+    cli: Run, tiny: Any, tiny_bundle: Path, tiny_scan: Path, tmp_path: Path
+) -> None:
+    """A file that is not the one that was exported is the doctor's; one that was never a graph is the decode's."""
+    graph = tiny_bundle / "graphs" / "unet_time.onnx"
+    graph.write_bytes(b"\x3a\xff\x01")
     done = cli("doctor", tiny_bundle)
     assert done.code == 3
     assert state_of(done.out, "bundle") == "problem"
+    tiny.seal(tiny_bundle)
+    done = cli("decode", tiny_scan, "--bundle", tiny_bundle, "--out", tmp_path / "out")
+    assert done.code == 3
+    assert len(done.complaints) == 1
+    assert "unet_time" in done.complaints[0]
 
 
 def test_no_such_bundle(cli: Run, tmp_path: Path) -> None:

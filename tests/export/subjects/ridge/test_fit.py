@@ -203,12 +203,12 @@ def test_alpha_has_the_best_held_out_correlation(folds: int | None) -> None:
     z, y = z_scored(voxels)[division.order], targets[division.order]
     expected = []
     for alpha in ALPHAS:
-        predicted = np.empty_like(y)
+        guesses = np.empty_like(y)
         for fold in division:
             rest = np.setdiff1d(np.arange(90), np.arange(90)[fold])
             weight, bias = solved(z[rest], y[rest], (1 - 1 / division.count) * alpha)
-            predicted[fold] = z[fold] @ weight + bias - y[rest].mean(axis=0)
-        expected.append(np.mean([np.corrcoef(y[:, t], predicted[:, t])[0, 1] for t in range(10)]))
+            guesses[fold] = z[fold] @ weight + bias - y[rest].mean(axis=0)
+        expected.append(np.mean([np.corrcoef(y[:, t], guesses[:, t])[0, 1] for t in range(10)]))
     np.testing.assert_allclose(fit.alpha_scores, expected, rtol=1e-7)
     assert fit.alphas == ALPHAS
     assert fit.alpha == ALPHAS[int(np.argmax(expected))]
@@ -272,9 +272,9 @@ def test_calibrated_predictions_have_the_variance_of_the_targets() -> None:
     voxels, targets = problem(400, 60, 12)
     fit = fit_ridge(voxels, targets, ALPHAS)
     y = targets - targets.mean(axis=0)
-    predicted = fit.held_out.centred(fit.held_out.operator(fit.alpha) @ y)
-    assert (predicted.std(axis=0) < 0.95 * y.std(axis=0)).all()
-    np.testing.assert_allclose((predicted * fit.calibration).std(axis=0), y.std(axis=0), rtol=1e-5)
+    guesses = fit.held_out.centred(fit.held_out.operator(fit.alpha) @ y)
+    assert (guesses.std(axis=0) < 0.95 * y.std(axis=0)).all()
+    np.testing.assert_allclose((guesses * fit.calibration).std(axis=0), y.std(axis=0), rtol=1e-5)
     tests, truth = problem(2000, 60, 12, seed=9)
     found = predicted(fit, tests)
     ratio = found.std(axis=0) / truth.std(axis=0)
