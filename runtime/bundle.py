@@ -25,7 +25,7 @@ from unibrain_rt.engines.file_digest import file_sha256
 from unibrain_rt.engines.graph_costs import GraphCosts
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.flows import FLOWS, Flow
-from unibrain_rt.manifest import Fields
+from unibrain_rt.json_file import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import Schedule
 from unibrain_rt.subject import Subject
@@ -84,7 +84,9 @@ class Bundle:
         folder = phantom_folder() if folder is None else Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such bundle; name a folder that `unibrain-rt export` made")
-        fields = Fields.load(folder / MANIFEST)
+        if not (folder / MANIFEST).is_file():
+            raise BundleError(f"{folder / MANIFEST}: no such file; is this a bundle?")
+        fields = Fields.load(folder / MANIFEST, broken)
         version = fields.take("schema_version", int)
         if version != SCHEMA_VERSION:
             raise BundleError(
@@ -98,7 +100,7 @@ class Bundle:
         for name, record in files.items():
             _inside(folder, name, fields.where)
             if not _SHA256.fullmatch(record.sha256):
-                raise BundleError(f"{fields.where}: {name} has no SHA-256; export the bundle again")
+                raise broken(fields.where, f"{name} has no SHA-256")
         bundle = cls(
             folder=folder,
             name=fields.take("name", str),
@@ -117,7 +119,7 @@ class Bundle:
             provenance=fields.take("provenance", dict),
         )
         if not all(isinstance(subject, str) and is_plain(subject) for subject in bundle.subjects):
-            raise BundleError(f"{fields.where}: subjects must be plain names; export the bundle again")
+            raise broken(fields.where, "subjects must be plain names")
         bundle._check_listed(fields.where)
         bundle._check_files(verify)
         _log.debug("opened bundle %s in %s, %d files", bundle.name, folder, len(files))
@@ -216,9 +218,7 @@ class Bundle:
             beside = (path for path in folder.glob("*") if not path.name.startswith("."))
             read.update(path.relative_to(self.folder).as_posix() for path in beside)
         if unlisted := sorted(read - self.files.keys()):
-            raise BundleError(
-                f"{where}: {unlisted[0]} is not among the manifest's files; export the bundle again"
-            )
+            raise broken(where, f"{unlisted[0]} is not among the manifest's files")
 
     def _vocabularies(self) -> list[Path]:
         return [self.tokenizers["gpt2"]] if self.has_captions else []
@@ -243,6 +243,11 @@ class Bundle:
                 raise BundleError(
                     f"{path}: its contents changed (SHA-256 differs); copy or export the bundle again"
                 )
+
+
+def broken(where: str, problem: str) -> BundleError:
+    """That the manifest, or a part of it, is not what an export writes."""
+    return BundleError(f"{where}: {problem}; export the bundle again")
 
 
 def phantom_folder() -> Path:
@@ -274,7 +279,7 @@ def _schedule(architecture: Fields) -> Schedule:
             fields.take("beta_schedule", str),
         )
     except InputError as error:
-        raise BundleError(f"{fields.where}: {error}") from error
+        raise broken(fields.where, str(error)) from error
 
 
 def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileRecord]) -> GraphSpec:
@@ -286,13 +291,11 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
     )
     names = [spec.name for spec in (*inputs, *outputs)]
     if len(names) != len(set(names)):
-        raise BundleError(f"{fields.where}: two tensors have the same name; export the bundle again")
+        raise broken(fields.where, "two tensors have the same name")
     for output, source in feedback.items():
         fits = isinstance(source, str) and output in sizes_out and sizes_in.get(source) == sizes_out[output]
         if not fits:
-            raise BundleError(
-                f"{fields.where}: feedback {output} does not fit an input; export the bundle again"
-            )
+            raise broken(fields.where, f"feedback {output} does not fit an input")
     file, fallback = fields.take("file", str), fields.optional("fallback", str)
     weights = fields.optional("weights", list)
     if weights is None:  # of a bundle from before they were noted: all that lies beside and is no graph
@@ -304,9 +307,7 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
     named = [file, *([] if fallback is None else [fallback]), *flavours.values(), *weights]
     for other in named:
         if not isinstance(other, str) or other not in files:
-            raise BundleError(
-                f"{fields.where}: {other} is not among the manifest's files; export the bundle again"
-            )
+            raise broken(fields.where, f"{other} is not among the manifest's files")
     return GraphSpec(
         name,
         folder / file,
@@ -327,7 +328,7 @@ def _graph(folder: Path, name: str, fields: Fields, files: Mapping[str, FileReco
 def _costs(fields: Fields) -> GraphCosts:
     numbers = {name: fields.take(name, int) for name in _COSTS}
     if min(numbers.values()) < 0:
-        raise BundleError(f"{fields.where}: costs cannot be negative; export the bundle again")
+        raise broken(fields.where, "costs cannot be negative")
     return GraphCosts(**numbers, operators=_counts(fields.object("operators")))
 
 
@@ -339,23 +340,21 @@ def _tensor(fields: Fields) -> TensorSpec:
     shape = tuple(fields.take("shape", list))
     for size in shape:
         if isinstance(size, bool) or not (isinstance(size, str) or (isinstance(size, int) and size > 0)):
-            raise BundleError(
-                f"{fields.where}: shape must hold sizes above 0 or names; export the bundle again"
-            )
+            raise broken(fields.where, "shape must hold sizes above 0 or names")
     dtype = fields.take("dtype", str)
     if dtype not in _TYPES:
-        raise BundleError(f"{fields.where}: unknown type {dtype!r}; export the bundle again")
+        raise broken(fields.where, f"unknown type {dtype!r}")
     if len(shape) > 8 or math.prod(size for size in shape if isinstance(size, int)) > _MOST_ELEMENTS:
-        raise BundleError(f"{fields.where}: shape is too large; export the bundle again")
+        raise broken(fields.where, "shape is too large")
     return TensorSpec(fields.take("name", str), dtype, shape)
 
 
 def _inside(folder: Path, name: object, where: str) -> Path:
     if not isinstance(name, str) or not name.isprintable() or not name or "\\" in name:
-        raise BundleError(f"{where}: {name!r} is not a file name; export the bundle again")
+        raise broken(where, f"{name!r} is not a file name")
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or os.path.splitdrive(name)[0]:
-        raise BundleError(f"{where}: {name!r} points outside the bundle; export the bundle again")
+        raise broken(where, f"{name!r} points outside the bundle")
     return folder / name
 
 

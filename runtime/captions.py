@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import re
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BundleError, InputError
+from unibrain_rt.errors import BundleError, InputError
+from unibrain_rt.json_file import read_json
 
 VOCABULARY = "vocab.json"
 _END_OF_TEXT = "<|endoftext|>"  # GPT-2's own special token, the only one inside its vocabulary
@@ -78,12 +78,10 @@ class Detokenizer:
     def load(cls, folder: str | Path) -> Detokenizer:
         """Read `VOCABULARY` (token to id) in ``folder``; BundleError if missing or no such vocabulary."""
         path = Path(folder) / VOCABULARY
-        try:
-            vocabulary = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BundleError(f"{path}: {error.strerror}; the bundle is incomplete") from None
-        except (ValueError, RecursionError):
-            raise BundleError(f"{path}: is not JSON text; the bundle is broken") from None
+        vocabulary = read_json(
+            path,
+            lambda where, problem: BundleError(f"{where}: {problem}; the bundle is incomplete or broken"),
+        )
         if not isinstance(vocabulary, dict) or not vocabulary:
             raise BundleError(f"{path}: must map tokens to ids, not be {type(vocabulary).__name__} or empty")
         pieces: list[bytes | None] = [None] * len(vocabulary)

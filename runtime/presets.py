@@ -8,7 +8,7 @@ from typing import Any
 
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.flows import CONTEXTS, INPUTS, Flow
-from unibrain_rt.manifest import Fields
+from unibrain_rt.json_file import Fields
 from unibrain_rt.samplers import SAMPLERS, SamplerTable, Schedule, build_table
 
 
@@ -43,7 +43,7 @@ class Preset:
             where = f"{fields.where}: guidance_interval"
             if len(limits) != 2:
                 raise BundleError(f"{where} must be two numbers; export the bundle again")
-            ends = Fields(dict(zip(("low", "high"), limits, strict=True)), where)
+            ends = Fields(dict(zip(("low", "high"), limits, strict=True)), where, fields.complain)
             interval = (ends.take("low", float), ends.take("high", float))
         preset = cls(
             sampler=fields.take("sampler", str),

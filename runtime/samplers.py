@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from unibrain_rt.errors import InputError
 
 COLUMNS = (
     "guidance_scale",

@@ -29,7 +29,6 @@ for its weights.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from numpy.typing import NDArray
 from unibrain_rt.errors import BundleError, one_line
 from unibrain_rt.factors import Factor
 from unibrain_rt.flows import INPUTS
+from unibrain_rt.json_file import Fields
 from unibrain_rt.tensor_file import map_tensors, type_name
 
 SCHEMA_VERSION = 1
@@ -87,26 +87,25 @@ class Description:
 def read_description(folder: Path) -> Description:
     """A subject's ``subject.json``. Raises BundleError: it is missing or damaged, or of another version."""
     path = folder / DESCRIPTION_FILE
-    described = _read_json(path)
-    version = described.get("schema_version")
+    _check_file(path)
+    described = Fields.load(path, _complaint, largest_bytes=_DESCRIPTION_BYTES)
+    version = described.raw().get("schema_version")
     if isinstance(version, bool) or version != SCHEMA_VERSION:
-        problem = f"schema version {_shown(version)}, but this unibrain-rt reads {SCHEMA_VERSION}"
+        problem = f"schema version {version}, but this unibrain-rt reads {SCHEMA_VERSION}"
         raise broken(path, problem, "fit the subject with the same version of unibrain-rt")
-    name = described.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise broken(path, f"name is {_shown(name)}, not a text")
-    voxels = _whole(path, "voxels", described.get("voxels"))
-    scale = _number(path, "beta_scale", described.get("beta_scale"), 0.0, math.inf)
+    if not (name := described.take("name", str)).strip():
+        raise broken(path, "name is blank")
+    scale = described.number("beta_scale", 0.0)
     if scale == 0.0:
         raise broken(path, "beta_scale is 0, but it must be above")
-    heads = _heads(path, described.get("heads"))
-    encoders = described.get("encoders")
-    if encoders is not None and not isinstance(encoders, str):
-        raise broken(path, f"encoders is {_shown(encoders)}, not a text")
-    fitted_on = described.get("fitted_on", {})
-    if not isinstance(fitted_on, dict):
-        raise broken(path, f"fitted_on is {_shown(fitted_on)}, not an object")
-    return Description(name, voxels, scale, heads, encoders, fitted_on)
+    return Description(
+        name,
+        described.whole("voxels"),
+        scale,
+        _heads(path, described.object("heads")),
+        described.optional("encoders", str),
+        described.optional("fitted_on", dict) or {},
+    )
 
 
 def read_tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> dict[str, NDArray[Any]]:
@@ -211,10 +210,8 @@ def broken(path: Path, problem: str, advice: str = _ADVICE) -> BundleError:
     return BundleError(one_line(f"{one_line(str(path), 100)}: {one_line(problem, 130)}: {advice}"))
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, (list, dict)):
-        return f"a {type(value).__name__} of {len(value):,}"
-    return "missing" if value is None else one_line(repr(value), 30)
+def _complaint(where: str, problem: str) -> BundleError:
+    return broken(Path(where), problem)
 
 
 def _check_file(path: Path) -> None:
@@ -224,59 +221,22 @@ def _check_file(path: Path) -> None:
         raise broken(path, "not a regular file")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    with reading(path):
-        _check_file(path)
-        if path.stat().st_size > _DESCRIPTION_BYTES:
-            raise broken(path, f"{path.stat().st_size:,} bytes, too many for a subject")
-        described = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(described, dict):
-        raise broken(path, f"a JSON object is expected, not {_shown(described)}")
-    return described
-
-
-def _whole(path: Path, what: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 40:
-        raise broken(path, f"{what} is {_shown(value)}, not a whole number of at least 1")
-    return value
-
-
-def _number(path: Path, what: str, value: object, low: float, high: float) -> float:
-    try:
-        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        number = math.nan
-    if not (math.isfinite(number) and low <= number <= high):
-        limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-        raise broken(path, f"{what} is {_shown(value)}, not a finite number {limits}")
-    return number
-
-
-def _heads(path: Path, described: object) -> dict[str, Head]:
-    if not isinstance(described, dict) or set(described) != set(INPUTS):
-        found = ", ".join(described) or "none" if isinstance(described, dict) else _shown(described)
-        raise broken(path, f"heads are {one_line(found, 60)}, not {', '.join(INPUTS)}")
+def _heads(path: Path, described: Fields) -> dict[str, Head]:
+    if set(described.raw()) != set(INPUTS):
+        raise broken(
+            path, f"heads are {one_line(', '.join(described.raw()) or 'none', 60)}, not {', '.join(INPUTS)}"
+        )
     heads = {}
     for name in INPUTS:
-        entry = described[name]
-        if not isinstance(entry, dict):
-            raise broken(path, f"head {name} is {_shown(entry)}, not an object")
-        shape = entry.get("shape")
-        if not isinstance(shape, list) or not 1 <= len(shape) <= 8:
-            raise broken(path, f"shape of {name} is {_shown(shape)}, not a list of up to 8 numbers")
-        optional = {}
-        for key, low, high in (
-            ("alpha", 0.0, math.inf),
-            ("held_out_correlation", -1.0, 1.0),
-            ("fidelity", 0.0, 1.0),
-        ):
-            value = entry.get(key)
-            optional[key] = None if value is None else _number(path, f"{key} of {name}", value, low, high)
-        rank = entry.get("rank")
-        heads[name] = Head(
-            name,
-            tuple(_whole(path, f"shape of {name}", extent) for extent in shape),
-            None if rank is None else _whole(path, f"rank of {name}", rank),
-            **optional,
-        )
+        entry = described.object(name)
+        optional = {
+            key: entry.number(key, least, most) if key in entry else None
+            for key, least, most in (
+                ("alpha", 0.0, math.inf),
+                ("held_out_correlation", -1.0, 1.0),
+                ("fidelity", 0.0, 1.0),
+            )
+        }
+        rank = entry.whole("rank") if "rank" in entry else None
+        heads[name] = Head(name, entry.wholes("shape"), rank, **optional)
     return heads

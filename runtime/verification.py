@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.bundle import MANIFEST, Bundle
+from unibrain_rt.bundle import MANIFEST, Bundle, broken
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import Call, Engine, EngineError, NotFiniteError
 from unibrain_rt.errors import InputError
 from unibrain_rt.flows import CONTEXTS, FLOWS, INPUTS, Flow
 from unibrain_rt.heads import Float
+from unibrain_rt.json_file import Fields
 from unibrain_rt.loops import DenoisingLoop
-from unibrain_rt.manifest import Fields
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import COLUMNS, SamplerTable
 from unibrain_rt.sessions import Sessions, step_graph
@@ -188,7 +188,7 @@ class _Checks:
     def _autokl(self) -> Iterator[Row]:
         images = self._given("autokl.image", (None, *self._shape("autokl_encode", "image")))
         latent = self._encode("autokl_encode", images)
-        sizes = Fields(self._bundle.architecture, f"{self._bundle.folder / MANIFEST}: architecture")
+        sizes = Fields(self._bundle.architecture, f"{self._bundle.folder / MANIFEST}: architecture", broken)
         scale = sizes.object("autokl").take("scale_factor", float)
         with np.errstate(all="ignore"):  # a scale of 0 is off
             yield self._row("autokl.posterior_mean", latent / np.float32(scale))

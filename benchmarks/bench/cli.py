@@ -184,16 +184,10 @@ def _compare(paths: tuple[Path, Path], threshold: float, json_file: str | None) 
 
 def _read(path: Path) -> Any:
     from unibrain_rt.errors import input_error
+    from unibrain_rt.json_file import Fields
 
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise input_error(path, f"cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise input_error(path, "is not JSON: give a file that bench --json=FILE wrote") from error
-    if not isinstance(found, dict):
-        raise input_error(path, "not a result of unibrain-rt bench; make one with --json=FILE")
-    return found
+    advice = "give a file that bench --json=FILE wrote"
+    return Fields.load(path, lambda where, problem: input_error(where, f"{problem}: {advice}")).raw()
 
 
 def _check_out(out: Path | None, bundle: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unibrain_rt.errors import InputError
+from unibrain_rt.json_file import Fields
 
 
 @dataclass(frozen=True)
@@ -163,24 +164,18 @@ class Architecture:
     @classmethod
     def load(cls, path: Path) -> Architecture:
         """Read a JSON file (the format of ``--config``)."""
-        try:
-            mapping = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror}); name an existing JSON file"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not valid JSON ({error}); see the README for the format") from error
-        if not isinstance(mapping, dict):
-            raise InputError(
-                f"{path}: a JSON object with sections unet, autokl, clip, optimus, schedule is expected"
-            )
-        return cls.from_mapping(mapping, str(path))
+        return cls.from_mapping(read_object(path), str(path))
 
     def to_mapping(self) -> dict[str, Any]:
         """The JSON form; ``from_mapping`` gives the same architecture back."""
         result: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return result
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint. Raises InputError: it cannot be read, or holds something else."""
+    advice = "name an existing JSON file"
+    return Fields.load(path, lambda where, problem: InputError(f"{where}: {problem}; {advice}")).raw()
 
 
 def _refuse_unknown(mapping: object, known: Mapping[str, object], source: str) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from unibrain_rt.errors import InputError
-from unibrain_rt.export.bundles.architecture import Architecture, CLIPConfig
+from unibrain_rt.export.bundles.architecture import Architecture, CLIPConfig, read_object
 from unibrain_rt.export.bundles.layouts import Found, Role, Shape, published_name
-from unibrain_rt.export.bundles.weights import Stored, read_json
+from unibrain_rt.export.bundles.weights import Stored
 
 # Settings of diffusers that change results but no tensor, and the only values of them that our modules know.
 _UNET_FIXED: Mapping[str, Any] = {
@@ -55,14 +55,14 @@ def architecture_of(
     """
     sections = [field.name for field in fields(Architecture)]
     own = folder / listing.root / "config.json"
-    if config is None and own.is_file() and set(read_json(own)) & set(sections):
+    if config is None and own.is_file() and set(read_object(own)) & set(sections):
         config = own
-    mapping = read_json(config) if config else {}
+    mapping = read_object(config) if config else {}
     if listing.layout == "published":
         return Architecture.from_mapping(mapping, str(config)), str(config or "the published model")
 
     def read(name: str) -> dict[str, Any]:
-        return read_json(folder / name) if (folder / name).is_file() else {}
+        return read_object(folder / name) if (folder / name).is_file() else {}
 
     shapes = {role: {key: entry.shape for key, entry in of.items()} for role, of in stored.items()}
     derived = {name: diffusers_section(name, read, shapes) for name in sections if name not in mapping}

@@ -6,19 +6,19 @@ for. Files from before torch 1.6, which cannot be mapped, are read whole.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unibrain_rt.errors import InputError
+from unibrain_rt.export.bundles.architecture import read_object
 from unibrain_rt.export.bundles.layouts import Shape
 
 _SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -42,7 +42,7 @@ def read_weights(folder: Path, name: str, files: dict[str, Path]) -> dict[str, S
     path = folder / name
     files[name] = path
     if path.suffix == ".json":
-        shards = read_json(path).get("weight_map")
+        shards = read_object(path).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) else set()
         if not names or not all(isinstance(shard, str) and Path(shard).name == shard for shard in names):
             raise InputError(f"{path}: not an index of shards beside it")
@@ -95,19 +95,6 @@ def _read_pickle(path: Path) -> dict[str, Stored]:
     if not tensors:
         raise InputError(f"{path}: holds no named tensors; a state dict is expected")
     return {str(key): Stored(tuple(t.shape), t.dtype, t.detach) for key, t in tensors.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ``InputError`` if it cannot be read or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name an existing JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON object is expected")
-    return value
 
 
 def first_line(error: BaseException) -> str:

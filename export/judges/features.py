@@ -7,7 +7,6 @@ runs through an engine.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from unibrain_rt.engines import Engine, GraphSpec, TensorSpec
 from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.export.subjects.datasets.dataset import resized
 from unibrain_rt.export.subjects.encoders import BATCH, Encoder, clip_input
+from unibrain_rt.json_file import Fields
 
 Float = NDArray[np.float32]
 Measure = Literal["identification", "distance"]
@@ -30,6 +30,7 @@ Layout = Literal["NCHW", "NHWC"]
 Resampling = Literal["bilinear", "bicubic"]
 SCHEMA_VERSION = 1
 INPUT, OUTPUT = "pixels", "features"
+_LARGEST_SIZE = 2**20
 _LARGEST_DESCRIPTION = 2**20
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ADVICE = "make it with unibrain-rt export-features"
@@ -65,31 +66,30 @@ class FeatureFile:
         Raises:
             InputError: either is missing, damaged or not of this form.
         """
-        value = _json(path)
-        if value.get("schema_version") != SCHEMA_VERSION:
-            problem = f"schema version {value.get('schema_version')}, but this release reads {SCHEMA_VERSION}"
+        described = Fields.load(path, _complaint, largest_bytes=_LARGEST_DESCRIPTION)
+        if (version := described.raw().get("schema_version")) != SCHEMA_VERSION:
+            problem = f"schema version {version}, but this release reads {SCHEMA_VERSION}"
             raise input_error(path, f"{problem}: {_ADVICE} anew")
-        try:
-            graph, taken, given = value["graph"], value["input"], value["output"]
-            file = cls(
-                name=_text(value["name"]),
-                measure=_one_of(value["measure"], get_args(Measure)),
-                graph=path.parent / _file_name(graph["file"]),
-                sha256=_text(graph["sha256"]),
-                side=_whole(taken["side"]),
-                mean=_colours(taken["mean"]),
-                std=_colours(taken["std"]),
-                shape=tuple(_whole(size) for size in given["shape"]),
-                resampling=_one_of(taken["resampling"], get_args(Resampling)),
-                layout=_one_of(taken["layout"], get_args(Layout)),
-                input=_text(taken["tensor"]),
-                output=_text(given["tensor"]),
-                provenance=dict(value["provenance"]),
-            )
-        except KeyError as error:
-            raise input_error(path, f"{error.args[0]} is missing: {_ADVICE}") from error
-        except (TypeError, ValueError) as error:
-            raise input_error(path, f"describes no feature network ({error}): {_ADVICE}") from error
+        graph, taken, given = (described.object(name) for name in ("graph", "input", "output"))
+        if Path(beside := graph.text("file")).name != beside:
+            raise graph.wrong("file", "the name of a file beside it", repr(beside))
+        red, green, blue = taken.numbers("mean", 3)
+        spreads = taken.numbers("std", 3)
+        file = cls(
+            name=described.text("name"),
+            measure=described.one_of("measure", get_args(Measure)),
+            graph=path.parent / beside,
+            sha256=graph.text("sha256"),
+            side=taken.whole("side", _LARGEST_SIZE),
+            mean=(red, green, blue),
+            std=(spreads[0], spreads[1], spreads[2]),
+            shape=given.wholes("shape", _LARGEST_SIZE),
+            resampling=taken.one_of("resampling", get_args(Resampling)),
+            layout=taken.one_of("layout", get_args(Layout)),
+            input=taken.text("tensor"),
+            output=given.text("tensor"),
+            provenance=described.take("provenance", dict),
+        )
         if not all(file.std):
             raise input_error(path, f"std must not be 0: {_ADVICE}")
         if not file.graph.is_file():
@@ -205,46 +205,5 @@ def open_extractors(bundle: Bundle, files: Sequence[Path], engine: Engine) -> li
     return extractors
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_DESCRIPTION:
-            raise input_error(path, f"too large for a description of a feature network: {_ADVICE}")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise input_error(path, f"cannot be read ({error.strerror}): {_ADVICE}") from error
-    except (ValueError, RecursionError) as error:
-        raise input_error(path, f"not valid JSON ({error}): {_ADVICE}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: describes no feature network (not an object): {_ADVICE}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _file_name(value: Any) -> str:
-    if Path(_text(value)).name != value:
-        raise ValueError(f"{value!r} is no file beside it")
-    return str(value)
-
-
-def _one_of(value: Any, known: tuple[Any, ...]) -> Any:
-    if value not in known:
-        raise ValueError(f"{value!r} is not one of {', '.join(known)}")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20:
-        raise ValueError(f"{value!r} is no size")
-    return value
-
-
-def _colours(value: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(part) for part in value)
-    if not all(map(math.isfinite, (red, green, blue))):
-        raise ValueError(f"{value!r} is not finite")
-    return red, green, blue
+def _complaint(where: str, problem: str) -> InputError:
+    return input_error(where, f"{problem}: {_ADVICE}")

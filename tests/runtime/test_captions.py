@@ -141,8 +141,8 @@ def test_a_token_outside_the_vocabulary(small, index):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("not json", "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("not json", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ('["a"]', "must map"),
         ("{}", "must map"),
         ('{"a": "0"}', "has id '0'"),
@@ -165,12 +165,12 @@ def test_a_vocabulary_that_is_none(tmp_path, content, message):
 
 def test_a_vocabulary_that_is_not_utf_8(tmp_path):
     (tmp_path / "vocab.json").write_bytes(b'{"\xff": 0}')
-    with pytest.raises(BundleError, match="not JSON"):
+    with pytest.raises(BundleError, match="not valid JSON"):
         Detokenizer.load(tmp_path)
 
 
 def test_a_missing_vocabulary(tmp_path):
-    with pytest.raises(BundleError, match=r"vocab\.json: No such file"):
+    with pytest.raises(BundleError, match=r"vocab\.json: cannot be read \(No such file"):
         Detokenizer.load(tmp_path)
 
 

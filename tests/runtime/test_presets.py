@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unibrain_rt.bundle import broken
 from unibrain_rt.errors import BundleError
-from unibrain_rt.manifest import Fields
+from unibrain_rt.json_file import Fields
 from unibrain_rt.presets import PRESETS, Preset
 from unibrain_rt.samplers import Schedule
 
@@ -16,7 +17,7 @@ GIVEN: dict[str, Any] = Preset().to_mapping()
 
 
 def read(**changes: Any) -> Preset:
-    return Preset.from_fields("mine", Fields({**GIVEN, **changes}, "bundle.json: presets.mine"))
+    return Preset.from_fields("mine", Fields({**GIVEN, **changes}, "bundle.json: presets.mine", broken))
 
 
 def test_the_papers_preset_is_the_papers() -> None:
@@ -43,7 +44,7 @@ def test_quicker_presets_run_fewer_steps_from_less_noise() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_the_manifest(name: str) -> None:
     mapping = PRESETS[name].to_mapping()
-    assert Preset.from_fields(name, Fields(mapping, "here")) == PRESETS[name]
+    assert Preset.from_fields(name, Fields(mapping, "here", broken)) == PRESETS[name]
 
 
 def test_an_interval_limits_guidance() -> None:
@@ -58,7 +59,7 @@ def test_an_interval_limits_guidance() -> None:
     np.testing.assert_array_equal(table.column("guidance_scale"), np.where(inside, 7.5, 1.0))
     # An interval that went through JSON is a list again.
     assert (
-        Preset.from_fields("x", Fields({**preset.to_mapping(), "guidance_interval": [0.2, 0.5]}, "x"))
+        Preset.from_fields("x", Fields({**preset.to_mapping(), "guidance_interval": [0.2, 0.5]}, "x", broken))
         == preset
     )
 
@@ -66,7 +67,9 @@ def test_an_interval_limits_guidance() -> None:
 @pytest.mark.parametrize("key", [key for key in GIVEN if key != "guidance_interval"])
 def test_every_setting_has_to_be_there(key: str) -> None:
     with pytest.raises(BundleError, match=f"{key} is missing"):
-        Preset.from_fields("mine", Fields({name: GIVEN[name] for name in GIVEN if name != key}, "here"))
+        Preset.from_fields(
+            "mine", Fields({name: GIVEN[name] for name in GIVEN if name != key}, "here", broken)
+        )
 
 
 @pytest.mark.parametrize(

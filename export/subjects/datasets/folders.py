@@ -7,7 +7,6 @@ pictures that it names are used, again sorted by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from PIL import Image
 from unibrain_rt.errors import InputError, input_error, one_line
 from unibrain_rt.export.subjects.datasets.dataset import BETA_SCALE, Dataset, Stimuli
 from unibrain_rt.export.subjects.datasets.volumes import read_mask, read_rois
+from unibrain_rt.json_file import read_json
 from unibrain_rt.scans import VoxelSpace
 from unibrain_rt.scans.scan_file import inspect
 
@@ -111,25 +111,29 @@ def read_betas(
 
 def read_captions(path: Path) -> Mapping[str, tuple[str, ...]] | Sequence[tuple[str, ...]]:
     """Captions by the names of pictures, or in the order of scans; see `read_folder`. Raises `InputError`."""
-    try:
-        if path.stat().st_size > _MOST_CAPTION_BYTES:
-            raise input_error(path, "too large for a file of captions: check that it is one")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise input_error(path, f"cannot be read ({error.strerror}): check the name") from error
-    except UnicodeDecodeError as error:
-        raise input_error(path, "not UTF-8 text: save it as such") from error
     if path.suffix.lower() != ".json":
-        return [_phrasings(path, f"line {number}", line) for number, line in enumerate(text.splitlines(), 1)]
-    try:
-        said: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise input_error(path, f"not valid JSON ({error}): mend it") from error
+        return [_phrasings(path, f"line {number}", line) for number, line in enumerate(_lines(path), 1)]
+    said = read_json(
+        path,
+        lambda where, problem: input_error(where, f"{problem}: mend it"),
+        largest_bytes=_MOST_CAPTION_BYTES,
+    )
     if isinstance(said, dict):
         return {stem: _phrasings(path, f"entry {stem!r}", entry) for stem, entry in said.items()}
     if isinstance(said, list):
         return [_phrasings(path, f"entry {number}", entry) for number, entry in enumerate(said)]
     raise input_error(path, "neither an object nor a list: give captions by picture or in the scans' order")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        if path.stat().st_size > _MOST_CAPTION_BYTES:
+            raise input_error(path, "too large for a file of captions: check that it is one")
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise input_error(path, f"cannot be read ({error.strerror}): check the name") from error
+    except UnicodeDecodeError as error:
+        raise input_error(path, "not UTF-8 text: save it as such") from error
 
 
 def _phrasings(path: Path, where: str, said: Any) -> tuple[str, ...]:

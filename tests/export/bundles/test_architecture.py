@@ -79,7 +79,7 @@ def test_sizes_that_make_no_sense(mapping: dict[str, Any], expected: str):
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"[]", "a JSON object with sections"),
+        (b"[]", "an object is expected, found list"),
         (None, "cannot be read"),
     ],
 )
