@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from unibrain_rt.file_decoding import SheetDone as SheetDone
     from unibrain_rt.file_decoding import decode_files as decode_files
     from unibrain_rt.file_decoding import plan_files as plan_files
-    from unibrain_rt.pool import DecoderPool as DecoderPool
-    from unibrain_rt.pool import Request as Request
-    from unibrain_rt.pool import open_pool as open_pool
+    from unibrain_rt.pools.decoder_pool import DecoderPool as DecoderPool
+    from unibrain_rt.pools.decoder_pool import Request as Request
+    from unibrain_rt.pools.opening import open_pool as open_pool
     from unibrain_rt.reconstruction import Reconstruction as Reconstruction
     from unibrain_rt.scans import read_scans as read_scans
 
@@ -43,9 +43,9 @@ _HOMES = {
     "ScanKept": "file_decoding",
     "ScanFailed": "file_decoding",
     "SheetDone": "file_decoding",
-    "open_pool": "pool",
-    "DecoderPool": "pool",
-    "Request": "pool",
+    "open_pool": "pools.opening",
+    "DecoderPool": "pools.decoder_pool",
+    "Request": "pools.decoder_pool",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -13,7 +13,7 @@ from unibrain_rt.contact_sheet import SHEET_TILES, Tile, contact_sheet
 from unibrain_rt.decoder import Decoder
 from unibrain_rt.errors import InputError
 from unibrain_rt.outputs import Output, OutputPlan, plan_outputs, write_pair, write_png
-from unibrain_rt.pool import DecoderPool, LocalPool, Request
+from unibrain_rt.pools.decoder_pool import DecoderPool, LocalPool, Request
 from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.scans import inspect_all, iter_scans
 from unibrain_rt.scans.reading import Scan

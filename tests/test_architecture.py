@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,6 +150,56 @@ def test_runtime_imports_only_small_libraries_and_engines(path: Path) -> None:
 @pytest.mark.parametrize("path", sources_of(EXPORT), ids=name_of)
 def test_export_does_not_import_benchmarks(path: Path) -> None:
     assert not [i for i in imports_of(path) if package_of(i.target) == BENCHMARKS]
+
+
+MODULES = {
+    ".".join([package, *path.relative_to(FOLDERS[package]).with_suffix("").parts]).removesuffix(
+        ".__init__"
+    ): path
+    for package, path in SOURCES
+}
+
+
+def graph_of_imports() -> dict[str, set[str]]:
+    """By module, those of ours that it imports, be it lazily or for types alone."""
+    graph: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                module = ".".join([*up, *([node.module] if node.module else [])])
+                # What is imported of a package is a module of it, or else what its __init__ gives.
+                found |= {inner if (inner := f"{module}.{a.name}") in MODULES else module for a in node.names}
+        graph[name] = (found & MODULES.keys()) - {name}
+    return graph
+
+
+def test_no_import_goes_in_a_circle_not_even_for_types() -> None:
+    try:
+        TopologicalSorter(graph_of_imports()).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_import_runs_up() -> None:
+    order = [ENGINES, RUNTIME, EXPORT, BENCHMARKS]
+    up = [
+        f"{name} -> {target}"
+        for name, targets in graph_of_imports().items()
+        for target in targets
+        if order.index(package_of(target) or "") > order.index(package_of(name) or "")
+    ]
+    assert not up
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """But for the command lines of the rooms, which are all called ``cli``."""
+    stems = Counter(path.stem for path in MODULES.values() if path.stem not in ("__init__", "cli"))
+    assert [stem for stem, count in stems.items() if count > 1] == []
 
 
 def test_the_import_walker_sees_every_form() -> None:

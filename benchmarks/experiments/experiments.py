@@ -28,7 +28,7 @@ from unibrain_rt.export.phantom.people import scans
 from unibrain_rt.export.phantom.phrases import kinds_named
 from unibrain_rt.export.phantom.pictures import stimuli
 from unibrain_rt.export.phantom.scenes import KINDS, scenes
-from unibrain_rt.pool import Request
+from unibrain_rt.pools.decoder_pool import Request
 from unibrain_rt.reconstruction import Reconstruction
 
 #: Category region -> the kind of thing it prefers.

@@ -17,7 +17,7 @@ from unibrain_rt.export.phantom.people import held_out, subject_model
 from unibrain_rt.export.phantom.phrases import captions, colours_named, kinds_named
 from unibrain_rt.export.phantom.scenes import COLOURS, KINDS, Scene
 from unibrain_rt.export.phantom.simulated_subjects import SubjectModel
-from unibrain_rt.pool import DecoderPool, Request
+from unibrain_rt.pools.decoder_pool import DecoderPool, Request
 from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.subject import Subject
 

@@ -19,7 +19,7 @@ from unibrain_rt.engines import create_engine
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.judges.features import open_extractors
 from unibrain_rt.export.phantom.people import SUBJECTS
-from unibrain_rt.pool import open_pool
+from unibrain_rt.pools.opening import open_pool
 
 FEWEST_SCANS = 10
 

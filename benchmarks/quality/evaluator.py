@@ -21,7 +21,8 @@ from unibrain_rt.errors import InputError
 from unibrain_rt.export.judges.features import Extractor
 from unibrain_rt.export.subjects.datasets.dataset import Dataset
 from unibrain_rt.export.subjects.datasets.volumes import CATEGORY_FILES, VISUAL_AREAS
-from unibrain_rt.pool import Request, open_pool
+from unibrain_rt.pools.decoder_pool import Request
+from unibrain_rt.pools.opening import open_pool
 from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.subject import Subject
 

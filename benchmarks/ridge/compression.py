@@ -36,7 +36,8 @@ from unibrain_rt.export.subjects.ridge import fit_heads
 from unibrain_rt.export.subjects.ridge.journal import Journal
 from unibrain_rt.export.subjects.subject_writer import FIDELITY, write_subject
 from unibrain_rt.files import whole_folder
-from unibrain_rt.pool import Request, open_pool
+from unibrain_rt.pools.decoder_pool import Request
+from unibrain_rt.pools.opening import open_pool
 
 EXACT = "exact"
 BUDGETS = (FIDELITY, assemble.FIDELITY, 0.9)

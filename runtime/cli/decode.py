@@ -17,7 +17,7 @@ from unibrain_rt.cli.json_report import JsonCommand, JsonReport, json_option
 from unibrain_rt.cli.messages import shows_progress
 from unibrain_rt.cli.options import cache_option, engine_option, low_memory_option, threads_option
 from unibrain_rt.file_decoding import ScanDecoded, ScanFailed, ScanKept, SheetDone, decode_files, plan_files
-from unibrain_rt.pool import open_pool
+from unibrain_rt.pools.opening import open_pool
 from unibrain_rt.reconstruction import fallback_note
 
 _log = logging.getLogger(__name__)

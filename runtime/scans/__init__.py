@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from unibrain_rt.scans.reading import Scan, VoxelSpace, inspect_all, iter_scans, read_scans
+from unibrain_rt.scans.reading import Scan, inspect_all, iter_scans, read_scans
+from unibrain_rt.scans.voxel_space import VoxelSpace
 
 __all__ = ["Scan", "VoxelSpace", "inspect_all", "iter_scans", "read_scans"]

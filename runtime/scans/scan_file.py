@@ -18,16 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.errors import InputError, input_error
 from unibrain_rt.scans.scan_headers import Layout, Stored, damaged, padded, read_header, truncated
-
-if TYPE_CHECKING:
-    from unibrain_rt.scans import VoxelSpace
+from unibrain_rt.scans.voxel_space import VoxelSpace
 
 SUFFIXES = (".npy", ".npz", ".nii.gz", ".nii")
 

@@ -21,15 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from unibrain_rt.errors import InputError, input_error, one_line
-
-if TYPE_CHECKING:
-    from unibrain_rt.scans import VoxelSpace
+from unibrain_rt.scans.voxel_space import VoxelSpace
 
 _KINDS = {("f", 2), ("f", 4), ("f", 8), ("i", 2)}
 _HEAD_BYTES = 16 << 10  # numpy refuses array headers over 10,000 bytes; NIfTI's has 348 or 540

@@ -22,7 +22,7 @@ from typing import Any
 from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import EngineError
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.pool import DecoderPool, LocalPool, Request, Result, StepProgress
+from unibrain_rt.pools.decoder_pool import DecoderPool, LocalPool, Request, Result, StepProgress
 
 ROOT_LOGGER = "unibrain_rt"
 _ASKED = 2  # requests a worker has at a time: one that it decodes, and one that it finds when that is done

@@ -18,8 +18,8 @@ import pytest
 from unibrain_rt import Decoder, DecoderPool, Reconstruction, Request, open_pool
 from unibrain_rt.engines import EngineError
 from unibrain_rt.errors import BundleError, InputError
-from unibrain_rt.pool import LocalPool
-from unibrain_rt.process_pool import ProcessPool
+from unibrain_rt.pools.decoder_pool import LocalPool
+from unibrain_rt.pools.process_pool import ProcessPool
 
 OPTIONS: dict[str, Any] = {"preset": "realtime", "engine": "onnxruntime"}
 
