@@ -11,7 +11,7 @@ _INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True)
-class Memory:
+class ProcessMemory:
     """Resident memory in bytes; ``total`` is RSS, ``high_water`` the kernel's record of its largest value."""
 
     anonymous: int = 0
@@ -24,7 +24,7 @@ class Memory:
         return {f"{name}_bytes": value for name, value in asdict(self).items()}
 
 
-def memory_of(pid: int | str = "self") -> Memory | None:
+def memory_of(pid: int | str = "self") -> ProcessMemory | None:
     """Memory of a running process now; None once it is gone."""
     try:
         lines = Path("/proc", str(pid), "status").read_text(encoding="utf-8").splitlines()
@@ -37,7 +37,7 @@ def memory_of(pid: int | str = "self") -> Memory | None:
     anonymous, file_backed, shared, high_water = (
         int(kilobytes[key]) * 1024 for key in ("RssAnon", "RssFile", "RssShmem", "VmHWM")
     )
-    return Memory(anonymous + shared, file_backed, anonymous + shared + file_backed, high_water)
+    return ProcessMemory(anonymous + shared, file_backed, anonymous + shared + file_backed, high_water)
 
 
 class PeakMemory:
@@ -53,7 +53,7 @@ class PeakMemory:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.stage = ""
-        self.stages: dict[str, Memory] = {}
+        self.stages: dict[str, ProcessMemory] = {}
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -69,12 +69,12 @@ class PeakMemory:
         """Take a sample now, whatever the clock says."""
         found, stage = memory_of(self._pid), self.stage
         if found is not None:
-            self.stages[stage] = _largest(self.stages.get(stage, Memory()), found)
+            self.stages[stage] = _largest(self.stages.get(stage, ProcessMemory()), found)
 
     @property
-    def peak(self) -> Memory:
+    def peak(self) -> ProcessMemory:
         """The largest values over all stages."""
-        peak = Memory()
+        peak = ProcessMemory()
         for memory in list(self.stages.values()):
             peak = _largest(peak, memory)
         return peak
@@ -84,6 +84,6 @@ class PeakMemory:
             self.sample()
 
 
-def _largest(first: Memory, second: Memory) -> Memory:
+def _largest(first: ProcessMemory, second: ProcessMemory) -> ProcessMemory:
     pairs = zip(astuple(first), astuple(second), strict=True)
-    return Memory(*(max(pair) for pair in pairs))
+    return ProcessMemory(*(max(pair) for pair in pairs))

@@ -20,7 +20,7 @@ _NONE = "–"
 
 
 @dataclass(frozen=True)
-class Table:
+class BenchTable:
     """A title, a note, and rows of cells under a head. The first column is text, the others are numbers."""
 
     title: str
@@ -29,7 +29,7 @@ class Table:
     note: str = ""
 
 
-def all_tables(results: Mapping[str, Any]) -> Iterator[Table]:
+def all_tables(results: Mapping[str, Any]) -> Iterator[BenchTable]:
     """Every table of a result, in the order in which they are read."""
     for case in results["cases"]:
         yield _stages(case)
@@ -92,7 +92,7 @@ def ms(value: float) -> str:
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
-def _stages(case: Mapping[str, Any]) -> Table:
+def _stages(case: Mapping[str, Any]) -> BenchTable:
     limits, quiet = case.get("roofline", {}), case["undisturbed_p50"]
     rows = []
     for stage, found in case["stages"].items():
@@ -141,10 +141,10 @@ def _stages(case: Mapping[str, Any]) -> Table:
             f"{peaks['bytes_per_s'] / 1e9:.1f} GB/s of a copy, measured in this process"
         )
     head = ("stage", "p50", "p90", "p99", "p50 undisturbed", "limit", "reached", "by")
-    return Table(label(case), head, rows, "; ".join(notes) + ".")
+    return BenchTable(label(case), head, rows, "; ".join(notes) + ".")
 
 
-def _overview(cases: Sequence[Mapping[str, Any]]) -> Table:
+def _overview(cases: Sequence[Mapping[str, Any]]) -> BenchTable:
     rows = [
         [
             label(case),
@@ -161,10 +161,10 @@ def _overview(cases: Sequence[Mapping[str, Any]]) -> Table:
     ]
     head = ("", "load", "first decode", "decode", "undisturbed", "scans/s", "own memory", "RSS", "device")
     note = "Undisturbed: without the time in which the decoding thread was ready and other programs had the cores."
-    return Table("Load, steady state and memory", head, rows, note)
+    return BenchTable("Load, steady state and memory", head, rows, note)
 
 
-def _startup(one: Mapping[str, Any]) -> Table:
+def _startup(one: Mapping[str, Any]) -> BenchTable:
     cold = one["cold_ms"]
     rows = [
         [part, ms(value), f"{value / sum(one['parts_ms'].values()):.0%}"]
@@ -175,10 +175,10 @@ def _startup(one: Mapping[str, Any]) -> Table:
         f"{one['warm_ms']['n']}" + (f"; cold: p50 {ms(cold['p50'])} of {cold['n']}." if cold else ".")
     )
     title = f"Start-up of unibrain-rt decode, {one['engine']}, {one['preset']}"
-    return Table(title, ("part", "p50", "share"), rows, note)
+    return BenchTable(title, ("part", "p50", "share"), rows, note)
 
 
-def _projections(found: Sequence[Mapping[str, Any]]) -> Table:
+def _projections(found: Sequence[Mapping[str, Any]]) -> BenchTable:
     rows = [
         [
             one["device"],
@@ -210,7 +210,7 @@ def _projections(found: Sequence[Mapping[str, Any]]) -> Table:
         "low memory",
         "fits",
     )
-    return Table("Projections in fp16", head, rows, note)
+    return BenchTable("Projections in fp16", head, rows, note)
 
 
 def _loads(cases: Sequence[Mapping[str, Any]]) -> str:

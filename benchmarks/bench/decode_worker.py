@@ -9,7 +9,7 @@ from typing import Any
 
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.bench.decodes import Setup, TimedDecodes
-from unibrain_rt.benchmarks.memory import Memory, memory_of
+from unibrain_rt.benchmarks.memory import ProcessMemory, memory_of
 from unibrain_rt.engines.cuda.driver import cuda_driver, gpus
 
 _PATHS = ("bundle", "scan", "cache")
@@ -41,7 +41,7 @@ class DecodeAnswers:
 
             return measure_peaks(self._decodes.engine, float(request["seconds"]))
         if command == "memory":
-            return {**(memory_of("self") or Memory()).to_mapping(), "device_bytes": _device_bytes()}
+            return {**(memory_of("self") or ProcessMemory()).to_mapping(), "device_bytes": _device_bytes()}
         raise ValueError(f"unknown command {command!r}")
 
     def _load(self) -> dict[str, Any]:

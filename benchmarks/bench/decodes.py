@@ -13,7 +13,7 @@ import numpy as np
 
 from unibrain_rt import Decoder
 from unibrain_rt.benchmarks.bench.calibration import Calibration
-from unibrain_rt.benchmarks.bench.tap import Run, Tap, between, spans, undisturbed
+from unibrain_rt.benchmarks.bench.tap import GraphRun, Tap, between, spans, undisturbed
 from unibrain_rt.benchmarks.bench.thread_clock import Moment, ThreadClock
 from unibrain_rt.benchmarks.made_up_subject import MadeUpSubject
 from unibrain_rt.bundle import Bundle
@@ -162,7 +162,7 @@ class TimedDecodes:
         }
 
     def _steps(
-        self, stages: Mapping[str, float], runs: Mapping[str, list[Run]], tokens: int
+        self, stages: Mapping[str, float], runs: Mapping[str, list[GraphRun]], tokens: int
     ) -> dict[str, list[float]]:
         """One by one where the host sees them; of a loop that the device runs by itself, its mean, so often."""
         preset, schedule = self.bundle.preset(self.decoder.preset_name), self.bundle.schedule
@@ -180,7 +180,7 @@ class TimedDecodes:
 
 
 def _undisturbed(
-    stages: Mapping[str, float], runs: Mapping[str, list[Run]], ends: Mapping[str, tuple[Moment, Moment]]
+    stages: Mapping[str, float], runs: Mapping[str, list[GraphRun]], ends: Mapping[str, tuple[Moment, Moment]]
 ) -> dict[str, float]:
     """Of the stages that the host sees, without the wait for a core; of the others, their wall time."""
     found = dict(stages)

@@ -30,7 +30,7 @@ _ORIN_FLOPS = 2048
 
 
 @dataclass(frozen=True)
-class Device:
+class PublishedDevice:
     """Peaks in fp16 and memory in bytes. ``shared``: the host's memory is the device's."""
 
     name: str
@@ -41,12 +41,12 @@ class Device:
 
 
 DEVICES = (
-    Device("Jetson Orin Nano 8GB", _ORIN_FLOPS * 8 * 1.02e9, 102.4e9, 8 * 2**30, shared=True),
-    Device("Jetson Orin NX 16GB", _ORIN_FLOPS * 8 * 1.173e9, 102.4e9, 16 * 2**30, shared=True),
-    Device("Jetson AGX Orin 64GB", _ORIN_FLOPS * 16 * 1.3e9, 204.8e9, 64 * 2**30, shared=True),
-    Device("Jetson Thor T5000", 2070e12 / 8, 273e9, 128 * 2**30, shared=True),
-    Device("GeForce RTX 4090", 165.2e12, 1008e9, 24 * 2**30),
-    Device("H200", 989e12, 4.8e12, 141 * 10**9),
+    PublishedDevice("Jetson Orin Nano 8GB", _ORIN_FLOPS * 8 * 1.02e9, 102.4e9, 8 * 2**30, shared=True),
+    PublishedDevice("Jetson Orin NX 16GB", _ORIN_FLOPS * 8 * 1.173e9, 102.4e9, 16 * 2**30, shared=True),
+    PublishedDevice("Jetson AGX Orin 64GB", _ORIN_FLOPS * 16 * 1.3e9, 204.8e9, 64 * 2**30, shared=True),
+    PublishedDevice("Jetson Thor T5000", 2070e12 / 8, 273e9, 128 * 2**30, shared=True),
+    PublishedDevice("GeForce RTX 4090", 165.2e12, 1008e9, 24 * 2**30),
+    PublishedDevice("H200", 989e12, 4.8e12, 141 * 10**9),
 )
 
 

@@ -12,7 +12,7 @@ from unibrain_rt.engines import Engine
 
 
 @dataclass(frozen=True)
-class Run:
+class GraphRun:
     """One run of a graph on the host's time line."""
 
     graph: str
@@ -25,12 +25,12 @@ class Tap:
 
     def __init__(self, engine: Engine, clock: ThreadClock) -> None:
         self._clock = clock
-        self.runs: list[Run] = []
+        self.runs: list[GraphRun] = []
         engine.observe(self._noted)
 
-    def take(self) -> dict[str, list[Run]]:
+    def take(self) -> dict[str, list[GraphRun]]:
         """The runs since the last time, by graph."""
-        by_graph: dict[str, list[Run]] = {}
+        by_graph: dict[str, list[GraphRun]] = {}
         for run in self.runs:
             by_graph.setdefault(run.graph, []).append(run)
         self.runs = []
@@ -40,10 +40,10 @@ class Tap:
     def _noted(self, graph: str) -> Iterator[None]:
         begun = self._clock.now()
         yield
-        self.runs.append(Run(graph, begun, self._clock.now()))
+        self.runs.append(GraphRun(graph, begun, self._clock.now()))
 
 
-def spans(runs: list[Run]) -> Iterator[float]:
+def spans(runs: list[GraphRun]) -> Iterator[float]:
     """Milliseconds from the end of a run to the next one's, the first from its own beginning: steps, or tokens."""
     if runs:
         yield runs[0].ended.milliseconds_since(runs[0].begun)
@@ -51,12 +51,12 @@ def spans(runs: list[Run]) -> Iterator[float]:
         yield following.ended.milliseconds_since(one.ended)
 
 
-def between(runs: list[Run]) -> float:
+def between(runs: list[GraphRun]) -> float:
     """Milliseconds between runs, when the engine does nothing and the host prepares the next; without the wait for a
     core."""
     return sum(following.begun.undisturbed_since(one.ended) for one, following in pairwise(runs))
 
 
-def undisturbed(runs: list[Run]) -> float:
+def undisturbed(runs: list[GraphRun]) -> float:
     """Milliseconds from the first beginning to the last end, without the wait for a core."""
     return runs[-1].ended.undisturbed_since(runs[0].begun)

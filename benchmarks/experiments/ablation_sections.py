@@ -17,13 +17,13 @@ from unibrain_rt.benchmarks.quality.ablations import (
     PAPER_CAPTIONS,
     PAPER_IMAGES,
     SINGLE_CONTEXT,
-    Variant,
+    Ablation,
 )
 from unibrain_rt.benchmarks.quality.intervals import difference
 from unibrain_rt.benchmarks.quality.page import Section, Text
 
 
-def image_ablation(ablated: Mapping[Variant, Result]) -> Section:
+def image_ablation(ablated: Mapping[Ablation, Result]) -> Section:
     """The paper's first table beside ours, and whether its pattern holds."""
     ours = {variant.name: one.images.summary() for variant, one in ablated.items()}
     versus = {
@@ -64,7 +64,7 @@ def image_ablation(ablated: Mapping[Variant, Result]) -> Section:
     )
 
 
-def image_pattern(ablated: Mapping[Variant, Result]) -> tuple[Text, ...]:
+def image_pattern(ablated: Mapping[Ablation, Result]) -> tuple[Text, ...]:
     """Whether full beats what one context guides, and Z alone is true in pixels and poor in meaning."""
     lines = []
     for measure in ("CLIP", "Judge"):
@@ -108,7 +108,7 @@ def image_pattern(ablated: Mapping[Variant, Result]) -> tuple[Text, ...]:
     return tuple(lines)
 
 
-def caption_ablation(ablated: Mapping[Variant, Result]) -> Section:
+def caption_ablation(ablated: Mapping[Ablation, Result]) -> Section:
     """The paper's second table beside ours."""
     ours = {variant.name: one.captions.summary() for variant, one in ablated.items()}
     versus = {

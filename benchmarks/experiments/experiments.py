@@ -16,7 +16,7 @@ from unibrain_rt.benchmarks.experiments.laboratory import (
     Values,
     Yardstick,
 )
-from unibrain_rt.benchmarks.quality.ablations import FULL, VARIANTS, Variant
+from unibrain_rt.benchmarks.quality.ablations import FULL, VARIANTS, Ablation
 from unibrain_rt.benchmarks.quality.caption_measures import rouge
 from unibrain_rt.benchmarks.quality.controls import CONTROLS
 from unibrain_rt.benchmarks.quality.decoding import captions_of, pictures_of
@@ -54,7 +54,7 @@ def full_decodes(
 
 def ablations(
     lab: Laboratory, participant: Participant, full: Result, yardstick: Yardstick
-) -> dict[Variant, Result]:
+) -> dict[Ablation, Result]:
     """Every variant of one subject's decodes."""
     results = {FULL: full}
     for variant in VARIANTS:

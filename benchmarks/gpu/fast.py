@@ -75,7 +75,7 @@ class Loading:
             self.record["error"] = str(error)[-1500:]
 
 
-class Run:
+class FastRun:
     """The measurement: ``results`` as they stand, in a file."""
 
     def __init__(self, out: Path, budget_s: float) -> None:
@@ -93,7 +93,7 @@ class Run:
         click.echo(f"[{perf_counter() - self._begun:5.0f} s] {line}")
 
 
-def measure_preset(run: Run, variants: Sequence[Loading], preset: str, rounds: int) -> None:
+def measure_preset(run: FastRun, variants: Sequence[Loading], preset: str, rounds: int) -> None:
     """Interleaved rounds of the variants that are ready, then their stages, one variant after another."""
     found = run.results["presets"].setdefault(preset, {"rounds": [], "stages": {}})
     if preset != PRESETS[0]:
@@ -169,7 +169,7 @@ def main(
     if device == "cuda" and not (found := probe("cuda")).usable:
         raise click.ClickException(f"engine {found}; --device cpu tries this benchmark with other --variants")
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(out, budget_s)
+    run = FastRun(out, budget_s)
     names = [name for name in variants.split(",,") if name]
     if unknown := [name for name in names if name not in VARIANTS]:
         raise click.UsageError(f"--variants: unknown {unknown[0]!r}; known are {',, '.join(VARIANTS)}")
@@ -202,7 +202,7 @@ def main(
     run.save()
 
 
-def _measure(run: Run, loading: list[Loading], folder: Path, rounds: int, out: Path) -> None:
+def _measure(run: FastRun, loading: list[Loading], folder: Path, rounds: int, out: Path) -> None:
     def wait(names: Sequence[str], least_s: float) -> list[Loading]:
         wanted = [one for one in loading if one.name in names]
         while not all(one.ready or one.failed for one in wanted) and run.left_s > least_s:
@@ -241,7 +241,7 @@ def _measure(run: Run, loading: list[Loading], folder: Path, rounds: int, out: P
             measure_stages(run, one, PRESETS[0], rounds)
 
 
-def measure_stages(run: Run, one: Loading, preset: str, rounds: int) -> None:
+def measure_stages(run: FastRun, one: Loading, preset: str, rounds: int) -> None:
     """Of a variant that has no whole decode, or none that is of interest."""
     if found := one.ask("stages", preset=preset, rounds=rounds):
         run.results.setdefault("stages", {})[one.name] = found["rounds"]
@@ -249,7 +249,7 @@ def measure_stages(run: Run, one: Loading, preset: str, rounds: int) -> None:
         run.say(f"{preset} {one.name}: {_medians(found['rounds'])}")
 
 
-def _compare(run: Run, variants: Sequence[Loading], preset: str, out: Path) -> None:
+def _compare(run: FastRun, variants: Sequence[Loading], preset: str, out: Path) -> None:
     """How far each variant's decode is from torch's; the fewer steps, the less a small difference grows."""
     decoded, path = {}, out / "decoded.npz"
     for one in _ready(variants):

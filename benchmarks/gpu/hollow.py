@@ -56,7 +56,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Stored:
+class HollowTensor:
     """An initializer's place in a file of weights, and whose sum it is: mostly of one term."""
 
     offset: int
@@ -70,14 +70,14 @@ class HollowFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, 0
-        self.places: dict[tuple[tuple[Term, ...], str], Stored] = {}
+        self.places: dict[tuple[tuple[Term, ...], str], HollowTensor] = {}
 
-    def place(self, terms: tuple[Term, ...], dtype: str, shape: tuple[int, ...]) -> Stored:
+    def place(self, terms: tuple[Term, ...], dtype: str, shape: tuple[int, ...]) -> HollowTensor:
         """Where that sum lies, in that type."""
         key = (terms, dtype)
         if key not in self.places:
             offset = -(-self.size // _ALIGNMENT) * _ALIGNMENT
-            self.places[key] = Stored(offset, dtype, shape, terms)
+            self.places[key] = HollowTensor(offset, dtype, shape, terms)
             self.size = offset + prod(shape) * np.dtype(dtype).itemsize
         return self.places[key]
 

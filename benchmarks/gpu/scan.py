@@ -17,7 +17,7 @@ _CONTEXT_STREAM = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class RandomScan:
     """Noised latents (1, …) by flow, contexts (2, L, D), unconditional first, and how many tokens to write."""
 
     latents: dict[Flow, Any]
@@ -25,7 +25,7 @@ class Scan:
     tokens: int
 
     @classmethod
-    def random(cls, bundle: Bundle, tokens: int, seed: int) -> Scan:
+    def random(cls, bundle: Bundle, tokens: int, seed: int) -> RandomScan:
         sizes = Architecture.from_mapping(bundle.architecture)
         side = sizes.autokl.latent_size
         shapes: dict[Flow, tuple[int, ...]] = {

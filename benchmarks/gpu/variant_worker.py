@@ -18,8 +18,8 @@ import numpy as np
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.gpu import filling
 from unibrain_rt.benchmarks.gpu.card import describe, peaks, process_bytes, used_bytes
-from unibrain_rt.benchmarks.gpu.scan import Decoded, Scan
-from unibrain_rt.benchmarks.gpu.variants import STAGES, EngineVariant, Graphed, TorchVariant, Variant
+from unibrain_rt.benchmarks.gpu.scan import Decoded, RandomScan
+from unibrain_rt.benchmarks.gpu.variants import STAGES, EngineVariant, Graphed, LoadedVariant, TorchVariant
 from unibrain_rt.benchmarks.logged import logged_lines
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine, Settings, create_engine
@@ -31,7 +31,7 @@ _WAIT_S = 240
 
 
 @dataclass(frozen=True)
-class Kind:
+class VariantKind:
     """How a variant runs.
 
     ``flavour``: of the engine's graphs, where it has one of its own. ``options`` are the provider's, instead of the
@@ -52,32 +52,34 @@ class Kind:
 
 _FIXED = ("unet_context", "unet_image_step", "unet_text_step", "autokl_decode", "optimus_decode")
 """Graphs of one shape, whatever the preset."""
-VARIANTS: dict[str, Kind] = {
-    "torch fp32": Kind(precision="float32"),
-    "torch eager": Kind(),
-    "torch, CUDA graphs": Kind(compiler="graphs", compiled=_FIXED),
-    "torch.compile": Kind(compiler="reduce-overhead", compiled=_FIXED),
+VARIANTS: dict[str, VariantKind] = {
+    "torch fp32": VariantKind(precision="float32"),
+    "torch eager": VariantKind(),
+    "torch, CUDA graphs": VariantKind(compiler="graphs", compiled=_FIXED),
+    "torch.compile": VariantKind(compiler="reduce-overhead", compiled=_FIXED),
     # In three processes, because one after another they take longer to compile than a machine is there.
-    "torch.compile, image": Kind(
+    "torch.compile, image": VariantKind(
         compiler="reduce-overhead", compiled=("unet_image_step",), stages=("image_loop",)
     ),
-    "torch.compile, text": Kind(
+    "torch.compile, text": VariantKind(
         compiler="reduce-overhead", compiled=("unet_text_step",), stages=("text_loop",)
     ),
-    "torch.compile, rest": Kind(
+    "torch.compile, rest": VariantKind(
         compiler="reduce-overhead",
         compiled=("unet_context", "autokl_decode", "optimus_decode"),
         stages=("autokl", "tokens", "context"),
     ),
-    "cuda": Kind("cuda"),
-    "cuda, no graphs": Kind("cuda", capture=False),
-    "cuda, plain": Kind("cuda", flavour=False),
-    "cuda, plain, no graphs": Kind("cuda", capture=False, flavour=False),
-    "cuda, fuse_conv_bias": Kind("cuda", options=(("fuse_conv_bias", "1"),)),
-    "cuda, flash attention": Kind("cuda", environment=(("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0"),)),
+    "cuda": VariantKind("cuda"),
+    "cuda, no graphs": VariantKind("cuda", capture=False),
+    "cuda, plain": VariantKind("cuda", flavour=False),
+    "cuda, plain, no graphs": VariantKind("cuda", capture=False, flavour=False),
+    "cuda, fuse_conv_bias": VariantKind("cuda", options=(("fuse_conv_bias", "1"),)),
+    "cuda, flash attention": VariantKind("cuda", environment=(("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0"),)),
     # The same path on a CPU, to try this benchmark.
-    "onnxruntime": Kind("onnxruntime", flavour=False),
-    "torch.compile, dry": Kind(compiler="eager", compiled=("unet_image_step",), stages=("image_loop",)),
+    "onnxruntime": VariantKind("onnxruntime", flavour=False),
+    "torch.compile, dry": VariantKind(
+        compiler="eager", compiled=("unet_image_step",), stages=("image_loop",)
+    ),
 }
 """By name. ``cuda`` takes the graphs that were made for it; ``plain`` are those that every engine can run."""
 
@@ -89,7 +91,7 @@ class Answers:
         self._kind, self._packed, self._filled = VARIANTS[name], packed, filled
         self._device, self._tokens = device, tokens
         self._told: list[str] = []
-        self._variant: Variant | None = None
+        self._variant: LoadedVariant | None = None
 
     def __call__(self, request: Mapping[str, Any]) -> dict[str, Any]:
         answer: Callable[..., dict[str, Any]] = getattr(self, f"_{request['command']}")
@@ -111,7 +113,9 @@ class Answers:
             self._variant = EngineVariant(engine, bundle)
         else:
             bundle, self._variant = self._torch_variant(fills)
-        self._scans = [Scan.random(bundle, min(self._tokens, _slots(bundle)), seed) for seed in range(4)]
+        self._scans = [
+            RandomScan.random(bundle, min(self._tokens, _slots(bundle)), seed) for seed in range(4)
+        ]
         return {"seconds": perf_counter() - begun}
 
     def _wait(self) -> None:
@@ -131,7 +135,7 @@ class Answers:
         settings = Settings(capture=kind.capture)
         return CudaEngine(settings, options=dict(kind.options))
 
-    def _torch_variant(self, fills: bool) -> tuple[Bundle, Variant]:
+    def _torch_variant(self, fills: bool) -> tuple[Bundle, LoadedVariant]:
         import torch
 
         from unibrain_rt.benchmarks.gpu.modules import graph_modules, random_modules
@@ -235,7 +239,7 @@ class Answers:
         return {"process_bytes": process_bytes(os.getpid()), "used_bytes": used_bytes()}
 
     @property
-    def _loaded(self) -> Variant:
+    def _loaded(self) -> LoadedVariant:
         assert self._variant is not None, "load comes first"
         return self._variant
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.benchmarks.gpu.scan import START_TOKEN, Decoded, Scan, tables_of
+from unibrain_rt.benchmarks.gpu.scan import START_TOKEN, Decoded, RandomScan, tables_of
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Call, Engine, Program, Session
 from unibrain_rt.flows import FLOWS, Flow
@@ -18,7 +18,7 @@ from unibrain_rt.flows import FLOWS, Flow
 STAGES = ("context", "image_loop", "autokl", "text_loop", "tokens")
 
 
-class Variant(ABC):
+class LoadedVariant(ABC):
     """One implementation, loaded once; a preset is made ready before it is used."""
 
     @abstractmethod
@@ -26,19 +26,19 @@ class Variant(ABC):
         """Make the tables of a preset ready."""
 
     @abstractmethod
-    def decode(self, preset: str, scan: Scan) -> Decoded:
+    def decode(self, preset: str, scan: RandomScan) -> Decoded:
         """Everything, to the end."""
 
     @abstractmethod
-    def caption(self, preset: str, scan: Scan) -> list[int]:
+    def caption(self, preset: str, scan: RandomScan) -> list[int]:
         """The text flow and its tokens alone, under the contexts of the last decode."""
 
     @abstractmethod
-    def stages(self, preset: str, scan: Scan, only: Sequence[str] = STAGES) -> dict[str, float]:
+    def stages(self, preset: str, scan: RandomScan, only: Sequence[str] = STAGES) -> dict[str, float]:
         """Milliseconds of each of these stages, each run alone and waited for."""
 
     @abstractmethod
-    def steps(self, preset: str, scan: Scan) -> dict[str, Any]:
+    def steps(self, preset: str, scan: RandomScan) -> dict[str, Any]:
         """What one run of every graph gives, its inputs the same in every variant: arrays by graph."""
 
 
@@ -48,7 +48,7 @@ class _Programs:
     text: Program
 
 
-class EngineVariant(Variant):
+class EngineVariant(LoadedVariant):
     """The graphs of a bundle in an engine, driven as the decoder drives them."""
 
     def __init__(self, engine: Engine, bundle: Bundle) -> None:
@@ -84,7 +84,7 @@ class EngineVariant(Variant):
         program = self._engine.program
         self._programs[preset] = _Programs(program([calls["image"], decoding]), program([calls["text"]]))
 
-    def decode(self, preset: str, scan: Scan) -> Decoded:
+    def decode(self, preset: str, scan: RandomScan) -> Decoded:
         programs = self._programs[preset]
         self._guide(scan)
         self._load("image", scan)
@@ -98,11 +98,11 @@ class EngineVariant(Variant):
         latents["image"] = self._steps["image"].read("next_latent")
         return Decoded(latents, self._autokl.read("image"), tokens)
 
-    def caption(self, preset: str, scan: Scan) -> list[int]:
+    def caption(self, preset: str, scan: RandomScan) -> list[int]:
         self._loop("text", self._programs[preset].text, scan)
         return self._write(self._steps["text"].read("next_latent"), scan.tokens)
 
-    def stages(self, preset: str, scan: Scan, only: Sequence[str] = STAGES) -> dict[str, float]:
+    def stages(self, preset: str, scan: RandomScan, only: Sequence[str] = STAGES) -> dict[str, float]:
         programs = self._programs[preset]
         for name, context in scan.contexts.items():
             self._context.write(f"{name}_context", context)
@@ -120,7 +120,7 @@ class EngineVariant(Variant):
             found["tokens"] = _milliseconds(lambda: self._write(scan.latents["text"], scan.tokens))
         return {stage: found[stage] for stage in only}
 
-    def steps(self, preset: str, scan: Scan) -> dict[str, Any]:
+    def steps(self, preset: str, scan: RandomScan) -> dict[str, Any]:
         self._guide(scan)
         found: dict[str, Any] = {"unet_context": self._context.read("image_context.0.keys")}
         for flow, table in tables_of(self._bundle, preset).items():
@@ -140,17 +140,17 @@ class EngineVariant(Variant):
         found["optimus_decode"] = self._optimus.read("logits")
         return found
 
-    def _guide(self, scan: Scan) -> None:
+    def _guide(self, scan: RandomScan) -> None:
         for name, context in scan.contexts.items():
             self._context.write(f"{name}_context", context)
         self._context.run()
 
-    def _loop(self, flow: Flow, program: Program, scan: Scan) -> None:
+    def _loop(self, flow: Flow, program: Program, scan: RandomScan) -> None:
         self._load(flow, scan)
         program.start()
         program.finish()
 
-    def _load(self, flow: Flow, scan: Scan) -> None:
+    def _load(self, flow: Flow, scan: RandomScan) -> None:
         session = self._steps[flow]
         session.rewind()
         session.write("latent", scan.latents[flow])
@@ -169,7 +169,7 @@ class EngineVariant(Variant):
         return tokens
 
 
-class TorchVariant(Variant):
+class TorchVariant(LoadedVariant):
     """The project's torch modules, partitioned like the graphs, eager or compiled."""
 
     def __init__(
@@ -204,7 +204,7 @@ class TorchVariant(Variant):
                 for place, (flow, rows) in enumerate(tables.items())
             }
 
-    def decode(self, preset: str, scan: Scan) -> Decoded:
+    def decode(self, preset: str, scan: RandomScan) -> Decoded:
         with self._torch.inference_mode():
             self._guide(scan)
             latents = {flow: self._loop(preset, flow, scan) for flow in FLOWS}
@@ -212,11 +212,11 @@ class TorchVariant(Variant):
             tokens = self._write(latents["text"], scan.tokens)
             return Decoded({flow: x.float().cpu().numpy() for flow, x in latents.items()}, image, tokens)
 
-    def caption(self, preset: str, scan: Scan) -> list[int]:
+    def caption(self, preset: str, scan: RandomScan) -> list[int]:
         with self._torch.inference_mode():
             return self._write(self._loop(preset, "text", scan), scan.tokens)
 
-    def stages(self, preset: str, scan: Scan, only: Sequence[str] = STAGES) -> dict[str, float]:
+    def stages(self, preset: str, scan: RandomScan, only: Sequence[str] = STAGES) -> dict[str, float]:
         torch = self._torch
 
         def timed(work: Callable[[], Any]) -> float:
@@ -240,7 +240,7 @@ class TorchVariant(Variant):
             }
             return {stage: timed(works[stage]) for stage in only}
 
-    def steps(self, preset: str, scan: Scan) -> dict[str, Any]:
+    def steps(self, preset: str, scan: RandomScan) -> dict[str, Any]:
         with self._torch.inference_mode():
             self._guide(scan)
             latents = {flow: self._on(scan.latents[flow]) for flow in FLOWS}
@@ -253,14 +253,14 @@ class TorchVariant(Variant):
             found["optimus_decode"] = self._token(latents["text"], *self._begin())[0]
             return {name: array.float().cpu().numpy() for name, array in found.items()}
 
-    def _guide(self, scan: Scan) -> None:
+    def _guide(self, scan: RandomScan) -> None:
         given = [self._on(scan.contexts[name]).to(self._dtype) for name in FLOWS]
         self._keys_values = [tensor.clone() for tensor in self._run["unet_context"](*given)]
 
     def _picture(self, latent: Any) -> Any:
         return self._run["autokl_decode"](latent.to(self._dtype))
 
-    def _loop(self, preset: str, flow: Flow, scan: Scan) -> Any:
+    def _loop(self, preset: str, flow: Flow, scan: RandomScan) -> Any:
         latent = self._on(scan.latents[flow])
         x0 = self._torch.zeros_like(latent)
         for place in range(len(self._tables[preset][flow][0])):

@@ -14,7 +14,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks import processes
 from unibrain_rt.benchmarks.inputs import Float
-from unibrain_rt.benchmarks.memory import Memory, memory_of
+from unibrain_rt.benchmarks.memory import ProcessMemory, memory_of
 from unibrain_rt.benchmarks.peers.peer import Peer, Source
 from unibrain_rt.benchmarks.peers.registry import peer_class, work_bytes
 from unibrain_rt.benchmarks.processes import WorkerProcess
@@ -92,7 +92,7 @@ class PeerAnswers:
             np.save(request["path"], peer.output())
             return {}
         if command == "memory":
-            return (memory_of("self") or Memory()).to_mapping()
+            return (memory_of("self") or ProcessMemory()).to_mapping()
         if command not in ("load", "step"):
             raise ValueError(f"unknown command {command!r}")
         start, start_cpu = time.perf_counter(), time.process_time()

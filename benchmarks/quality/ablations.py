@@ -13,20 +13,20 @@ _LATENTS = ("image_latent", "text_latent")
 
 
 @dataclass(frozen=True)
-class Variant:
+class Ablation:
     """One row of the ablation tables: its name there, and the inputs that may be used."""
 
     name: str
     inputs: tuple[str, ...]
 
 
-FULL = Variant("full", INPUTS)
-ONLY_Z = Variant("only Z", _LATENTS)
-ONLY_CT = Variant("only C_T", ("text_context",))
-ONLY_CI = Variant("only C_I", ("image_context",))
-WITHOUT_Z = Variant("without Z", ("image_context", "text_context"))
-WITHOUT_CT = Variant("without C_T", (*_LATENTS, "image_context"))
-WITHOUT_CI = Variant("without C_I", (*_LATENTS, "text_context"))
+FULL = Ablation("full", INPUTS)
+ONLY_Z = Ablation("only Z", _LATENTS)
+ONLY_CT = Ablation("only C_T", ("text_context",))
+ONLY_CI = Ablation("only C_I", ("image_context",))
+WITHOUT_Z = Ablation("without Z", ("image_context", "text_context"))
+WITHOUT_CT = Ablation("without C_T", (*_LATENTS, "image_context"))
+WITHOUT_CI = Ablation("without C_I", (*_LATENTS, "text_context"))
 VARIANTS = (FULL, ONLY_Z, ONLY_CT, ONLY_CI, WITHOUT_Z, WITHOUT_CT, WITHOUT_CI)
 #: Variants that one context alone guides.
 SINGLE_CONTEXT = (ONLY_CT, ONLY_CI, WITHOUT_CT, WITHOUT_CI)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.benchmarks.quality.ablations import FULL, VARIANTS, Variant
+from unibrain_rt.benchmarks.quality.ablations import FULL, VARIANTS, Ablation
 from unibrain_rt.benchmarks.quality.controls import CONTROLS
 from unibrain_rt.benchmarks.quality.decoding import captions_of, decode_all, pictures_of
 from unibrain_rt.benchmarks.quality.image_measures import SIDE
@@ -173,5 +173,5 @@ class Evaluator:
             conditions[name] = Condition(each, self._images.score(pictures_of(each)), captions)
         return conditions
 
-    def _requests(self, betas: NDArray[np.float32], variant: Variant = FULL) -> list[Request]:
+    def _requests(self, betas: NDArray[np.float32], variant: Ablation = FULL) -> list[Request]:
         return [Request(scan, seed=self.seed, inputs=variant.inputs) for scan in betas]

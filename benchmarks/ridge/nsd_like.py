@@ -32,7 +32,7 @@ BLOCK = 4096
 Floats = NDArray[np.float32]
 
 
-class World:
+class NsdLikeWorld:
     """The generator; ``scale`` shrinks scans, voxels, targets and latents alike, 1 is NSD's size."""
 
     def __init__(self, scale: float) -> None:
@@ -80,7 +80,7 @@ class World:
         return units * (latents @ weights + np.float32(math.sqrt(0.05)) * noise)
 
 
-def write_targets(world: World, latents: Floats, folder: Path) -> dict[str, Any]:
+def write_targets(world: NsdLikeWorld, latents: Floats, folder: Path) -> dict[str, Any]:
     """Training targets as float16 memory maps."""
     maps = {}
     for head, shape in world.shapes.items():

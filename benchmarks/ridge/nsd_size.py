@@ -22,7 +22,7 @@ import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.memory import memory_of
-from unibrain_rt.benchmarks.ridge.nsd_like import BLOCK, SEED, Floats, World, write_targets
+from unibrain_rt.benchmarks.ridge.nsd_like import BLOCK, SEED, Floats, NsdLikeWorld, write_targets
 from unibrain_rt.export.subjects.ridge import RidgeFit, fit_heads
 from unibrain_rt.export.subjects.ridge.journal import Journal
 from unibrain_rt.export.subjects.subject_writer import write_subject
@@ -63,7 +63,7 @@ class Identification:
 
 
 def compare(
-    world: World,
+    world: NsdLikeWorld,
     fits: dict[str, RidgeFit],
     subjects: dict[str, Subject],
     betas: Floats,
@@ -113,7 +113,7 @@ def compare(
 def measure(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...]) -> dict[str, Any]:
     """The whole benchmark: heads of at most ``max_mb`` are what is told of, ``budgets`` draw the curve."""
     work.mkdir(parents=True, exist_ok=True)
-    world = World(scale)
+    world = NsdLikeWorld(scale)
     latents = world.latent_scans()
     betas = world.betas(latents)
     tests, test_latents = betas[world.scans :].copy(), latents[world.scans :]

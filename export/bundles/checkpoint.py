@@ -33,7 +33,7 @@ from unibrain_rt.export.bundles.models.clip import (
 from unibrain_rt.export.bundles.models.optimus import OptimusDecoder, OptimusEncode, decoder_key, encoder_key
 from unibrain_rt.export.bundles.models.unet import FourFlowUNet
 from unibrain_rt.export.bundles.sizes import architecture_of
-from unibrain_rt.export.bundles.weights import Stored, first_line, read_weights
+from unibrain_rt.export.bundles.weights import StoredTensor, first_line, read_weights
 
 Part = Literal["image.data", "text.data", "image.context", "text.context", "time"]
 
@@ -59,7 +59,7 @@ class Checkpoint:
     sizes_from: str
     tokenizers: Mapping[str, Path]
     files: Mapping[str, Path]
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
     opened: tuple[Path, Path | None]
 
     def fresh(self) -> Checkpoint:
@@ -99,7 +99,7 @@ class Checkpoint:
                 listed[name]["sha256"] = sha256_of(path)
         return {"source": Path(self.source).name, "layout": self.layout, "files": listed}
 
-    def _stored(self, key: str) -> Stored:
+    def _stored(self, key: str) -> StoredTensor:
         if key not in self.tensors:
             raise InputError(f"{self.source}: the checkpoint has no tensor {key}")
         return self.tensors[key]
@@ -128,7 +128,7 @@ def open_checkpoint(source: str | Path, config: Path | None = None) -> Checkpoin
         tokenizers = _tokenizers(folder, listing.root)
     except OSError as error:
         raise InputError(f"{label}: cannot be read ({first_line(error)})") from error
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     blocks, levels = layouts.unet_blocks(architecture.unet), len(architecture.autokl.channel_mult)
     for role, entries in stored.items():
         for key, entry in entries.items():

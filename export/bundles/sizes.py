@@ -16,7 +16,7 @@ from typing import Any
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.bundles.architecture import Architecture, CLIPConfig, read_object
 from unibrain_rt.export.bundles.layouts import Found, Role, Shape, published_name
-from unibrain_rt.export.bundles.weights import Stored
+from unibrain_rt.export.bundles.weights import StoredTensor
 
 # Settings of diffusers that change results but no tensor, and the only values of them that our modules know.
 _UNET_FIXED: Mapping[str, Any] = {
@@ -40,7 +40,7 @@ _UNETS_SHARE = ("block_out_channels", "layers_per_block", "attention_head_dim", 
 
 
 def architecture_of(
-    folder: Path, listing: Found, config: Path | None, stored: Mapping[Role, Mapping[str, Stored]]
+    folder: Path, listing: Found, config: Path | None, stored: Mapping[Role, Mapping[str, StoredTensor]]
 ) -> tuple[Architecture, str]:
     """The sizes, and where they were read.
 

@@ -24,7 +24,7 @@ from unibrain_rt.export.bundles.layouts import Shape
 _SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor in a file."""
 
     shape: Shape
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
     read: Callable[[], Tensor]
 
 
-def read_weights(folder: Path, name: str, files: dict[str, Path]) -> dict[str, Stored]:
+def read_weights(folder: Path, name: str, files: dict[str, Path]) -> dict[str, StoredTensor]:
     """The tensors of a weights file, or of the shards in an index; ``files`` collects what was opened.
 
     Raises:
@@ -46,27 +46,27 @@ def read_weights(folder: Path, name: str, files: dict[str, Path]) -> dict[str, S
         names = set(shards.values()) if isinstance(shards, dict) else set()
         if not names or not all(isinstance(shard, str) and Path(shard).name == shard for shard in names):
             raise InputError(f"{path}: not an index of shards beside it")
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         for shard in sorted(names):
             tensors |= read_weights(folder, f"{Path(name).parent.as_posix()}/{shard}", files)
         return tensors
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
-def _read_safetensors(path: Path) -> dict[str, Stored]:
+def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         file = safe_open(path, framework="pt")
         result = {}
         for key in file.keys():  # noqa: SIM118 - not a mapping
             entry = file.get_slice(key)
             dtype = getattr(torch, _SAFETENSORS_TYPES.get(entry.get_dtype(), "uint8"))
-            result[key] = Stored(tuple(entry.get_shape()), dtype, partial(file.get_tensor, key))
+            result[key] = StoredTensor(tuple(entry.get_shape()), dtype, partial(file.get_tensor, key))
         return result
     except SafetensorError as error:
         raise InputError(f"{path}: damaged or incomplete ({first_line(error)}); fetch it again") from error
 
 
-def _read_pickle(path: Path) -> dict[str, Stored]:
+def _read_pickle(path: Path) -> dict[str, StoredTensor]:
     """Tensors of a file written by ``torch.save``; only tensors are unpickled, so nothing in it can run."""
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
@@ -94,7 +94,7 @@ def _read_pickle(path: Path) -> dict[str, Stored]:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
         raise InputError(f"{path}: holds no named tensors; a state dict is expected")
-    return {str(key): Stored(tuple(t.shape), t.dtype, t.detach) for key, t in tensors.items()}
+    return {str(key): StoredTensor(tuple(t.shape), t.dtype, t.detach) for key, t in tensors.items()}
 
 
 def first_line(error: BaseException) -> str:

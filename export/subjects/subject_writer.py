@@ -21,7 +21,7 @@ from unibrain_rt.export.subjects.ridge.graph import write_ridge_graph
 from unibrain_rt.export.subjects.ridge.journal import Journal, Report
 from unibrain_rt.export.subjects.ridge.ranks import share_out
 from unibrain_rt.export.subjects.ridge.reduced import Reduced, check_fidelity
-from unibrain_rt.export.subjects.ridge.storage import ROUNDING, Storage, Stored
+from unibrain_rt.export.subjects.ridge.storage import ROUNDING, Storage, StoredFactors
 from unibrain_rt.export.subjects.ridge.targets import release
 from unibrain_rt.files import whole_folder
 from unibrain_rt.flows import INPUTS
@@ -149,7 +149,7 @@ def _stored(
     max_bytes: int | None,
     journal: Journal | None,
     report: Report | None,
-) -> dict[str, Stored]:
+) -> dict[str, StoredFactors]:
     """Every head as factors. The ranks are chosen for all heads together."""
     check_fidelity(fidelity)
     budget = min(1.0, fidelity + ROUNDING[storage])
@@ -168,14 +168,14 @@ def _stored(
     if report is not None:
         report(f"ranks: {', '.join(f'{key} {ranks[key]:,}' for key in INPUTS)}")
     return {
-        key: Stored(
+        key: StoredFactors(
             key, factors.cut(ranks[key]), storage, heads[key].some_z(_CHECKED_SCANS), heads[key].units
         )
         for key, factors in reduced.items()
     }
 
 
-def _described(head: WritableHead, stored: Stored | None) -> dict[str, Any]:
+def _described(head: WritableHead, stored: StoredFactors | None) -> dict[str, Any]:
     """A head's entry in the description."""
     correlation = head.mean_correlation
     return {
@@ -190,7 +190,7 @@ def _described(head: WritableHead, stored: Stored | None) -> dict[str, Any]:
 def _write_tensors(
     path: Path,
     heads: Mapping[str, WritableHead],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, StoredFactors],
     arrays: Mapping[str, NDArray[Any]],
 ) -> None:
     """Fill the file a block of targets at a time: it may be larger than memory."""

@@ -31,7 +31,7 @@ from unibrain_rt.errors import InputError, input_error, one_line
 from unibrain_rt.export.subjects.datasets.coco import coco_captions
 from unibrain_rt.export.subjects.datasets.dataset import BETA_SCALE, Dataset, Stimuli
 from unibrain_rt.export.subjects.datasets.hdf5 import hdf5_array
-from unibrain_rt.export.subjects.datasets.nsd_session import SESSION_TRIALS, Session
+from unibrain_rt.export.subjects.datasets.nsd_session import SESSION_TRIALS, NsdSession
 from unibrain_rt.export.subjects.datasets.volumes import read_mask, read_rois
 from unibrain_rt.scans import VoxelSpace
 
@@ -107,7 +107,7 @@ def read_nsd(
     design = read_design(root / DESIGN, number)
     space = VoxelSpace(subject, int(mask.sum()), BETA_SCALE, mask)
     sessions = [
-        Session.open(path, place, space) for place, path in _sessions(betas_folder(root, number)).items()
+        NsdSession.open(path, place, space) for place, path in _sessions(betas_folder(root, number)).items()
     ]
     is_test = np.isin(design.shown, design.shared)
     wanted = is_test if part == "test" else ~is_test
@@ -181,7 +181,7 @@ def _sessions(folder: Path) -> dict[int, Path]:
     return dict(sorted(files.items()))
 
 
-def _trials(session: Session, design: Design, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _trials(session: NsdSession, design: Design, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Which trials of the experiment, counted from 0, are in the session and wanted."""
     end = session.first + SESSION_TRIALS
     if end > len(design.shown):

@@ -20,7 +20,7 @@ _KINDS = (("i", 2), ("f", 4))
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
+class NsdSession:
     """A session's file whose header was read and found good."""
 
     number: int
@@ -29,7 +29,7 @@ class Session:
     _file: ScanFile | None  # None: HDF5
 
     @classmethod
-    def open(cls, path: Path, number: int, space: VoxelSpace) -> Session:
+    def open(cls, path: Path, number: int, space: VoxelSpace) -> NsdSession:
         """Read the header alone. Raises `InputError`."""
         if path.suffix == ".hdf5":
             file = None

@@ -23,7 +23,7 @@ Storage = Literal["int8", "float16", "float32"]
 ROUNDING = {"int8": 5e-4, "float16": 1e-4, "float32": 0.0}
 
 
-class Stored:
+class StoredFactors:
     """The factors of a head as they are stored, and the share of its predictions that rounding takes.
 
     ``z`` are z-scored voxels (M, V) of scans on which that is measured, ``units`` (T,) are what

@@ -15,7 +15,7 @@ from unibrain_rt.benchmarks.quality.ablations import (
     WITHOUT_CI,
     WITHOUT_CT,
     WITHOUT_Z,
-    Variant,
+    Ablation,
 )
 from unibrain_rt.flows import CONTEXTS, FLOWS, INPUTS, Flow, checked_inputs
 from unibrain_rt.presets import Preset
@@ -33,7 +33,7 @@ def test_the_tables_of_the_paper_have_a_row_for_every_variant() -> None:
     assert max(PAPER_IMAGES, key=lambda name: PAPER_IMAGES[name]["CLIP"]) == FULL.name
 
 
-def table(variant: Variant, flow: Flow) -> SamplerTable:
+def table(variant: Ablation, flow: Flow) -> SamplerTable:
     return PAPER.table(Schedule(), flow, variant.inputs)
 
 
@@ -47,14 +47,14 @@ def test_the_full_variant_is_the_preset_itself(flow: Flow) -> None:
 @pytest.mark.parametrize(
     ("variant", "ratio"), [(ONLY_CI, 1.0), (WITHOUT_CT, 1.0), (ONLY_CT, 0.0), (WITHOUT_CI, 0.0)]
 )
-def test_a_context_that_is_left_out_has_no_weight(variant: Variant, ratio: float, flow: Flow) -> None:
+def test_a_context_that_is_left_out_has_no_weight(variant: Ablation, ratio: float, flow: Flow) -> None:
     assert (table(variant, flow).column("image_ratio") == ratio).all()
     assert variant in SINGLE_CONTEXT
 
 
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("variant", [ONLY_CI, ONLY_CT, WITHOUT_Z])
-def test_without_a_latent_the_loop_starts_from_noise_alone(variant: Variant, flow: Flow) -> None:
+def test_without_a_latent_the_loop_starts_from_noise_alone(variant: Ablation, flow: Flow) -> None:
     whole = table(variant, flow)
     assert len(whole.timesteps) == PAPER.steps > len(table(FULL, flow).timesteps)
 

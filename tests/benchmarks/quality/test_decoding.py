@@ -12,7 +12,7 @@ from unibrain_rt.benchmarks.quality.ablations import (
     VARIANTS,
     WITHOUT_CI,
     WITHOUT_Z,
-    Variant,
+    Ablation,
 )
 from unibrain_rt.benchmarks.quality.decoding import captions_of, decode_all, pictures_of
 from unibrain_rt.errors import InputError
@@ -55,7 +55,7 @@ def test_every_variant_uses_what_it_is_given(decoder: Decoder, scans: Scans) -> 
     ("variant", "head"), [(ONLY_CI, "image_latent"), (ONLY_CI, "text_context"), (WITHOUT_CI, "image_context")]
 )
 def test_what_is_left_out_changes_nothing(
-    decoder: Decoder, scans: Scans, variant: Variant, head: str, monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, scans: Scans, variant: Ablation, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = decoder.decode(scans[0], inputs=variant.inputs)
     full = decoder.decode(scans[0])

@@ -10,7 +10,7 @@ from ridge_problem import Array, fit_ridge, problem, weight_of
 
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.subjects.ridge.reduced import Reduced
-from unibrain_rt.export.subjects.ridge.storage import ROUNDING, Storage, Stored
+from unibrain_rt.export.subjects.ridge.storage import ROUNDING, Storage, StoredFactors
 
 
 def whole(reduced: Reduced) -> tuple[Array, Array]:
@@ -101,7 +101,7 @@ def test_rounding_takes_little_whatever_the_units(storage: Storage, units: float
     targets *= units * np.random.default_rng(3).lognormal(0, 1, 300)
     fit = fit_ridge(voxels, targets, [100.0])
     reduced = fit.reduced(0.999)
-    stored = Stored("a", reduced, storage, fit.some_z(64), fit.units)
+    stored = StoredFactors("a", reduced, storage, fit.some_z(64), fit.units)
     blocks = list(stored.right())
 
     def wide(values: Any, scale: Any) -> Array:
@@ -123,4 +123,4 @@ def test_values_beyond_half_precision_are_refused() -> None:
     voxels, targets = problem(60, 20, 30)
     fit = fit_ridge(voxels, 1e12 * targets, [10.0])
     with pytest.raises(InputError, match=r"a: factors .* do not fit in float16: store float32"):
-        list(Stored("a", fit.reduced(0.99), "float16", fit.some_z(9), fit.units).right())
+        list(StoredFactors("a", fit.reduced(0.99), "float16", fit.some_z(9), fit.units).right())
