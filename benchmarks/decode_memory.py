@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.kept_results import result_option, write_results
 from unibrain_rt.benchmarks.made_up_subject import MadeUpSubject
 from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.memory import PeakMemory
@@ -88,9 +89,7 @@ def _gib(count: int) -> str:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Results: this with .json and .md."
-)
+@result_option
 @click.option("--engine", default="onnxruntime", show_default=True)
 @click.option("--preset", default="realtime", show_default=True)
 def main(bundle: Path, out: Path, engine: str, preset: str) -> None:
@@ -110,9 +109,7 @@ def main(bundle: Path, out: Path, engine: str, preset: str) -> None:
         },
         "runs": runs,
     }
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(page(results), encoding="utf-8")
-    click.echo(page(results))
+    write_results(out, results, page(results))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ gets.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,8 +14,6 @@ import time
 from collections import deque
 from pathlib import Path
 from typing import Any
-
-import click
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.memory import PeakMemory
@@ -92,29 +89,3 @@ def _stage_memory(memory: PeakMemory, name: str) -> dict[str, int | None]:
         "peak_anonymous_bytes": found.anonymous if found else None,
         "peak_file_backed_bytes": found.file_backed if found else None,
     }
-
-
-@click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where the bundles go.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The JSON file.")
-@click.option("--config", type=click.Path(path_type=Path), help="JSON file with the checkpoint's sizes.")
-@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True,
-              default=PRECISIONS[:2], show_default=True, help="May be given several times.")  # fmt: skip
-def main(checkpoint: Path, work: Path, out: Path, config: Path | None, precisions: tuple[str, ...]) -> None:
-    """Export the CHECKPOINT folder once in every precision, and write what that took."""
-    work.mkdir(parents=True, exist_ok=True)
-    exports = [measure_export(checkpoint, work / name, name, config) for name in precisions]
-    text = json.dumps({"machine": machine.collect(), "exports": exports}, indent=1)
-    out.write_text(text + "\n", encoding="utf-8")
-    for export in exports:
-        click.echo(
-            f"{export['precision']}: {export['seconds']:.0f} s, "
-            f"peak RSS {export['peak_rss_bytes'] / 2**30:.2f} GiB, "
-            f"own memory at most {export['peak_anonymous_bytes'] / 2**30:.2f} GiB, "
-            f"bundle {sum(export['files'].values()) / 1e9:.2f} GB"
-        )
-
-
-if __name__ == "__main__":
-    main()

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.kept_results import result_option, write_results
 from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.memory import PeakMemory
 from unibrain_rt.bundle import Bundle
@@ -113,9 +114,7 @@ def _gib(count: int | None) -> str:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Results: this with .json and .md."
-)
+@result_option
 @click.option("--engine", default="tensorrt-rtx", show_default=True, help="Back end to build for.")
 @click.option("--target", default="sm89", show_default=True, help="GPUs to build for; empty: the one here.")
 @click.option("--preset", "presets", multiple=True, default=("paper",), show_default=True)
@@ -135,9 +134,7 @@ def main(bundle: Path, out: Path, engine: str, target: str, presets: tuple[str, 
         "first": runs[0],
         "again": runs[1],
     }
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(page(results), encoding="utf-8")
-    click.echo(f"{out.with_suffix('.md')}: {runs[0]['seconds']:.0f} s")
+    write_results(out, results, page(results))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """The published size, end to end: write a checkpoint, export it, measure a step; one JSON file and one page.
 
-Each part leaves a JSON file in the work folder and is skipped when that is there, so that an interrupted run
-goes on where it was, and a part runs again when its file is deleted.
+Parts are kept in the work folder: an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +19,9 @@ import click
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks import markdown as tables
 from unibrain_rt.benchmarks.export_cost import measure_export
+from unibrain_rt.benchmarks.kept_results import KeptResults, out_option, write_results
 from unibrain_rt.benchmarks.peers.rounds import measure_flow
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.flows import FLOWS, Flow
 
 PARTS = ("checkpoint", "export", "steps", "half")
@@ -39,6 +39,7 @@ class Published:
 
     def __init__(self, work: Path, config: Path | None, rounds: int, threads: int | None) -> None:
         self.work, self.config, self.rounds, self.threads = work, config, rounds, threads
+        self.kept = KeptResults(work)
         self.checkpoint = work / "checkpoint"
 
     def run(self, parts: tuple[str, ...]) -> None:
@@ -81,17 +82,7 @@ class Published:
         }
 
     def _once(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
-        path = self._path(name)
-        if path.exists():
-            click.echo(f"{name}: measured before, kept", err=True)
-            return
-        click.echo(f"{name}: running", err=True)
-        start = time.perf_counter()
-        text = json.dumps({"machine": machine.collect(), "result": measure()}, indent=1)
-        unfinished = path.with_suffix(".partial")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.rename(path)
-        click.echo(f"{name}: done in {time.perf_counter() - start:.0f} s", err=True)
+        self.kept.once(name, lambda: {"machine": machine.collect(), "result": measure()})
 
     def _write_checkpoint(self) -> dict[str, Any]:
         # In a process of its own: building the modules' shapes takes libraries that would stay in this one's
@@ -118,19 +109,15 @@ class Published:
             threads=self.threads,
         )
 
-    def _path(self, name: str) -> Path:
-        return self.work / f"{name}.json"
-
     def _read(self, name: str) -> Any:
-        path = self._path(name)
-        return json.loads(path.read_text(encoding="utf-8"))["result"] if path.exists() else None
+        found = self.kept.read(name)
+        return None if found is None else found["result"]
 
     def _machines(self) -> list[dict[str, Any]]:
         """Where the parts were measured: one machine, unless the work folder was moved between them."""
         names = [name for steps in self._steps().values() for name in steps]
-        files = [path.read_text(encoding="utf-8") for path in map(self._path, names) if path.exists()]
         machines: list[dict[str, Any]] = []
-        for found in (json.loads(text)["machine"] for text in files):
+        for found in (self.kept.read(name)["machine"] for name in names if self.kept.there(name)):
             if found not in machines:
                 machines.append(found)
         return machines
@@ -139,11 +126,11 @@ class Published:
         return [found for found in map(self._read, names) if found is not None]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--work", type=click.Path(path_type=Path), required=True, help="For checkpoint, bundles and parts."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@out_option
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with other sizes, to try it out.")
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, show_default=True)
 @click.option(
@@ -154,7 +141,6 @@ def main(
     work: Path, out: Path, config: Path | None, parts: tuple[str, ...], rounds: int, threads: int | None
 ) -> None:
     """Run the parts that are missing and write the results of all that are there."""
-    work.mkdir(parents=True, exist_ok=True)
     published = Published(work, config, rounds, threads)
     failure = None
     try:
@@ -163,10 +149,7 @@ def main(
         failure = error
     # What was measured before a part failed is worth a page too.
     results = published.results()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / f"{NAME}.md").write_text(tables.report(results), encoding="utf-8")
-    click.echo(f"{out / NAME}.json and .md written")
+    write_results(out / NAME, results, tables.report(results))
     if failure is not None:
         raise click.ClickException(str(failure)) from failure
 

@@ -28,9 +28,11 @@ from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.bench.bench_tables import NAMES, ms
 from unibrain_rt.benchmarks.bench.runner import Plan, measure
 from unibrain_rt.benchmarks.bench.svg import stacked_bars
+from unibrain_rt.benchmarks.kept_results import KeptResults, out_option, write_results
 from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.memory import PeakMemory
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.cli.tables import size_text
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.graph_size import costs_of
@@ -210,7 +212,7 @@ def _bundle_of(side: int, work: Path) -> Path:
     return folder / "fp32"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--bundle", type=click.Path(path_type=Path), help="[default: the shipped phantom]")
 @click.option(
     "--work",
@@ -218,7 +220,7 @@ def _bundle_of(side: int, work: Path) -> Path:
     required=True,
     help="Keeps what was measured, to go on from there.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@out_option
 @click.option("--engine", default="onnxruntime", show_default=True)
 @click.option("--preset", default="fast", show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=20, show_default=True)
@@ -230,7 +232,7 @@ def main(
 ) -> None:
     """Run the parts that are missing and write the results of all that are there."""
     folder = Bundle.open(bundle).folder
-    work.mkdir(parents=True, exist_ok=True)
+    kept = KeptResults(work, f"{NAME}-")
     every: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "batch": partial(batches, folder, engine, preset, runs),
         "scans": partial(scans, folder, engine, preset, work),
@@ -239,23 +241,14 @@ def main(
     }
     found = {}
     for part, run in every.items():
-        path = work / f"{NAME}-{part}.json"
-        if part in parts and not path.exists():
-            click.echo(f"{part}: running", err=True)
-            unfinished = path.with_suffix(".partial")
-            unfinished.write_text(json.dumps(run()), encoding="utf-8")
-            unfinished.rename(path)
-        if path.exists():
-            found[part] = json.loads(path.read_text(encoding="utf-8"))
+        if part in parts or kept.there(part):
+            found[part] = kept.once(part, run)
     results = {"machine": machine.collect(), "engine": engine, "preset": preset, "runs": runs, "parts": found}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / f"{NAME}.md").write_text(page(results), encoding="utf-8")
+    picture = None
     if "image" in found:
         bars = {f"{row['size']} x {row['size']}": row["stages"] for row in found["image"]}
         picture = stacked_bars(bars, "Time by the side of the picture", labels=NAMES)
-        (out / f"{NAME}.svg").write_text(picture, encoding="utf-8")
-    click.echo(f"{out / NAME}.json and .md written")
+    write_results(out / NAME, results, page(results), picture)
 
 
 if __name__ == "__main__":

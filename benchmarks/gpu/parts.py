@@ -11,6 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from unibrain_rt.files import write_files
+
 _TAIL_LINES = 12
 
 
@@ -57,6 +59,4 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_files({path: json.dumps(results, indent=1) + "\n"})

@@ -11,18 +11,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.kept_results import KeptResults, out_option, write_results
 from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.peers.peer import WORKS, Work
 from unibrain_rt.benchmarks.peers.registry import LATENT_PEERS, PEERS, TORCH_SETTINGS, peer_class
 from unibrain_rt.benchmarks.peers.rounds import measure_flow
 from unibrain_rt.benchmarks.published import Published
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.presets import PRESETS, Preset
 from unibrain_rt.samplers import Schedule
 
@@ -203,11 +206,11 @@ def _seconds(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--work", type=click.Path(path_type=Path), required=True, help="For checkpoint, bundle and parts."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@out_option
 @click.option("--size", type=click.Choice(["phantom", "published"]), default="phantom", show_default=True)
 @click.option("--only", "works", type=click.Choice(WORKS), multiple=True, default=WORKS, show_default=True)
 @click.option(
@@ -235,27 +238,23 @@ def main(
     made.export("fp32")
     extensions = machine.collect()["vector_extensions"]
     found: dict[str, Any] = {}
+    kept = KeptResults(work, f"{NAME}-")
+
+    def measured(each: Work) -> dict[str, Any]:
+        known = peers_of(each, names)
+        reasons = {name: impractical(size, each, name, extensions) for name in known}
+        untried = {name: reason for name, reason in reasons.items() if reason is not None}
+        able = [name for name in known if name not in untried]
+        result = measure_flow(
+            each, made.checkpoint, dict.fromkeys(able, work / "fp32"), config=config, peers=able, rounds=rounds,
+            threads=threads,
+        )  # fmt: skip
+        left_out = {**result.get("left_out", {}), **untried}
+        return {"machine": machine.collect(), **result, "left_out": left_out}
+
     for each in WORKS:
-        path = work / f"{NAME}-{each}.json"
-        if each in works and not path.exists():
-            click.echo(f"{each}: running", err=True)
-            known = peers_of(each, names)
-            untried = {
-                name: reason
-                for name in known
-                if (reason := impractical(size, each, name, extensions)) is not None
-            }
-            able = [name for name in known if name not in untried]
-            result = measure_flow(
-                each, made.checkpoint, dict.fromkeys(able, work / "fp32"), config=config, peers=able,
-                rounds=rounds, threads=threads,
-            )  # fmt: skip
-            result["left_out"] = {**result.get("left_out", {}), **untried}
-            unfinished = path.with_suffix(".partial")
-            unfinished.write_text(json.dumps({"machine": machine.collect(), **result}), encoding="utf-8")
-            unfinished.rename(path)
-        if path.exists():
-            found[each] = json.loads(path.read_text(encoding="utf-8"))
+        if each in works or kept.there(each):
+            found[each] = kept.once(each, partial(measured, each))
     bundle = Bundle.open(work / "fp32", verify=False)
     results = {
         "size": "the phantom's" if size == "phantom" else "published size",
@@ -263,10 +262,7 @@ def main(
         "works": found,
         "summary": summarise(found, bundle.schedule, PRESETS),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{NAME}-{size}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / f"{NAME}-{size}.md").write_text(page(results), encoding="utf-8")
-    click.echo(f"{out / NAME}-{size}.json and .md written")
+    write_results(out / f"{NAME}-{size}", results, page(results))
 
 
 def _phantom_sizes(work: Path) -> Path:

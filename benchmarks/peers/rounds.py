@@ -8,26 +8,25 @@ peer, which is in all of them.
 
 from __future__ import annotations
 
-import json
-import sys
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import click
 import numpy as np
 
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.inputs import Float, step_inputs
 from unibrain_rt.benchmarks.peers.peer import Source, Work
-from unibrain_rt.benchmarks.peers.registry import PEERS, peer_class
+from unibrain_rt.benchmarks.peers.registry import peer_class
 from unibrain_rt.benchmarks.peers.workers import Pool, Worker
 from unibrain_rt.benchmarks.processes import WorkerError
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.export.bundles.architecture import Architecture
-from unibrain_rt.flows import FLOWS, Flow
+
+_log = logging.getLogger(__name__)
 
 Round = dict[str, dict[str, float]]
 """By variant, say ``torch/whole``: wall and processor seconds of one step."""
@@ -110,7 +109,7 @@ def measure_flow(
     with Pool({peer: replace(source, bundle=bundles.get(peer)) for peer in peers}) as pool:
         for group in group_peers(peers, needs, budget):
             told = ", ".join(f"{peer} about {needs[peer] / 2**30:.1f} GiB" for peer in group)
-            _say(f"{flow} flow, {budget / 2**30:.1f} GiB to use: {told}")
+            _log.info(f"{flow} flow, {budget / 2**30:.1f} GiB to use: {told}")
             for worker in pool.keep(group):
                 try:
                     result["peers"][worker.peer] = _load(worker)
@@ -119,7 +118,7 @@ def measure_flow(
                         raise
                     result.setdefault("left_out", {})[worker.peer] = str(error)
                     pool.drop(worker.peer)
-                    _say(f"{worker.peer}: left out: {error}")
+                    _log.info(f"{worker.peer}: left out: {error}")
             measured = _run_rounds(flow, pool.workers, rounds, outputs, result["peers"])
             result["groups"].append({"peers": list(pool.workers), "rounds": measured})
             for peer, worker in pool.workers.items():
@@ -185,7 +184,7 @@ def _load(worker: Worker) -> dict[str, Any]:
     loaded = worker.ask("load")
     worker.memory.sample()
     worker.memory.stage = "steps"
-    _say(f"{worker.peer}: loaded in {loaded['seconds']:.1f} s")
+    _log.info(f"{worker.peer}: loaded in {loaded['seconds']:.1f} s")
     return {"load_seconds": loaded["seconds"], "after_load": worker.ask("memory"), "first_step_seconds": {}}
 
 
@@ -208,7 +207,7 @@ def _run_rounds(
         if number > 0:
             measured.append(one)
         told = ", ".join(f"{variant} {one[variant]['seconds']:.3f}" for variant in sorted(one))
-        _say(f"{'warm-up' if number == 0 else f'round {number}'}: {told} s")
+        _log.info(f"{'warm-up' if number == 0 else f'round {number}'}: {told} s")
     return measured
 
 
@@ -218,67 +217,3 @@ def _memory(worker: Worker) -> dict[str, Any]:
         "peak_rss_bytes": worker.ask("memory")["high_water_bytes"],
         "peaks": {stage: memory.to_mapping() for stage, memory in worker.memory.stages.items() if stage},
     }
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-@click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Exported from it in fp32.")
-@click.option(
-    "--fp16-bundle", type=click.Path(path_type=Path), help="Exported in fp16; adds the peer onnxruntime-fp16."
-)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The JSON file.")
-@click.option("--config", type=click.Path(path_type=Path), help="JSON file with the checkpoint's sizes.")
-@click.option("--flow", "flows", type=click.Choice(FLOWS), multiple=True, default=FLOWS, show_default=True)
-@click.option("--peers", default="onnxruntime,torch,diffusers", show_default=True, help="In this order.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="By default one a core.")
-@click.option(
-    "--memory-gib", type=float, help="For all workers together.  [default: nine tenths of what is free]"
-)
-def main(
-    checkpoint: Path,
-    bundle: Path,
-    fp16_bundle: Path | None,
-    out: Path,
-    config: Path | None,
-    flows: tuple[Flow, ...],
-    peers: str,
-    rounds: int,
-    threads: int | None,
-    memory_gib: float | None,
-) -> None:
-    """Measure one step of the CHECKPOINT folder's model in every implementation."""
-    names = [*peers.split(","), *(["onnxruntime-fp16"] if fp16_bundle else [])]
-    unknown = sorted(set(names) - set(PEERS))
-    if unknown:
-        raise click.UsageError(f"--peers: unknown {', '.join(unknown)}; known are {', '.join(PEERS)}")
-    bundles = {"onnxruntime": bundle} | ({"onnxruntime-fp16": fp16_bundle} if fp16_bundle else {})
-    results = []
-    for flow in flows:
-        try:
-            results.append(
-                measure_flow(
-                    flow,
-                    checkpoint,
-                    bundles,
-                    config=config,
-                    peers=names,
-                    rounds=rounds,
-                    threads=threads,
-                    budget=int(memory_gib * 2**30) if memory_gib else None,
-                )
-            )
-        except WorkerError as error:
-            raise click.ClickException(str(error)) from error
-        for name, spread in results[-1]["ratios"].items():
-            click.echo(f"{flow}: {name}: {spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})")
-    text = json.dumps({"machine": machine.collect(), "flows": results}, indent=1)
-    out.write_text(text + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,8 +12,9 @@ scans that the sweep never saw.
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from unibrain_rt.benchmarks.experiments.laboratory import (
     names_kind,
 )
 from unibrain_rt.benchmarks.experiments.report import shipped_judge
+from unibrain_rt.benchmarks.kept_results import KeptResults, out_option, write_results
 from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.presets.choice import (
     BEARABLE,
@@ -47,6 +49,7 @@ from unibrain_rt.benchmarks.quality.decoding import captions_of, pictures_of
 from unibrain_rt.benchmarks.quality.image_measures import pixel_correlation, structure
 from unibrain_rt.benchmarks.quality.scores import CaptionJudge, ImageJudge
 from unibrain_rt.bundle import Bundle
+from unibrain_rt.cli.messages import Command
 from unibrain_rt.engines import create_engine
 from unibrain_rt.export.judges.features import open_extractors
 from unibrain_rt.export.phantom.people import SCENE_SEED, held_out
@@ -54,6 +57,8 @@ from unibrain_rt.export.phantom.phrases import captions
 from unibrain_rt.presets import PRESETS
 from unibrain_rt.reconstruction import Reconstruction
 from unibrain_rt.samplers import SAMPLERS
+
+_log = logging.getLogger(__name__)
 
 NAME = "presets"
 SUBJECT = "sub-01"
@@ -127,24 +132,24 @@ def run(
 ) -> dict[str, Any]:
     """Measure the cells that are missing, as far as the time goes, and judge all that are there."""
     ends = None if minutes is None else time.monotonic() + 60 * minutes
-    todo = cells()[:most]
+    todo, kept = cells()[:most], KeptResults(work)
     missing = [
         cell
         for cell in todo
-        if not (work / f"{cell.name}.json").exists() and (most_steps is None or cell.running <= most_steps)
+        if not kept.there(cell.name) and (most_steps is None or cell.running <= most_steps)
     ]
     if missing:
         bench = Bench(engine, scans, SCENE_SEED)
         record, paper = measure_cell(bench, todo[0], None)
-        _keep(work / f"{todo[0].name}.json", record)
+        kept.keep(todo[0].name, record)
         for number, cell in enumerate(missing, start=1):
             if ends is not None and time.monotonic() > ends:
-                click.echo(f"out of time: {len(missing) - number + 1} cells are left", err=True)
+                _log.info("out of time: %d cells are left", len(missing) - number + 1)
                 break
             if cell != todo[0]:
-                _keep(work / f"{cell.name}.json", measure_cell(bench, cell, paper)[0])
-            click.echo(f"{number} of {len(missing)}: {cell.title}", err=True)
-    records = {cell.name: json.loads(path.read_text("utf-8")) for cell, path in _there(work, todo)}
+                kept.keep(cell.name, measure_cell(bench, cell, paper)[0])
+            _log.info("%d of %d: %s", number, len(missing), cell.title)
+    records = {cell.name: kept.read(cell.name) for cell in todo if kept.there(cell.name)}
     if any(len(next(iter(one["scores"].values()))) != scans for one in records.values()):
         raise click.UsageError(
             f"--work: holds cells of another number of scans than {scans}; take another folder"
@@ -162,7 +167,7 @@ def run(
         "complete_to_steps": _complete_to(todo, records),
         "frontier": frontier(records),
         "chosen": chosen,
-        "confirmed": _confirm(work, engine, scans, chosen),
+        "confirmed": _confirm(kept, engine, scans, chosen),
     }
 
 
@@ -172,13 +177,11 @@ def _complete_to(planned: Sequence[Cell], records: Mapping[str, Any]) -> int:
     return min(missing) - 1 if missing else max(cell.running for cell in planned)
 
 
-def _confirm(work: Path, engine: str, scans: int, chosen: Mapping[str, str]) -> dict[str, Any]:
+def _confirm(kept: KeptResults, engine: str, scans: int, chosen: Mapping[str, str]) -> dict[str, Any]:
     """The chosen cells beside ``paper``, on scans of other scenes."""
-    path = work / "confirmed.json"
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if kept["chosen"] == dict(chosen):
-            return kept
+    before: dict[str, Any] | None = kept.read("confirmed")
+    if before is not None and before["chosen"] == dict(chosen):
+        return before
     bench = Bench(engine, scans, _OTHER_SCENES)
     by_name = {cell.name: cell for cell in cells()}
     paper, decoded = measure_cell(bench, by_name[Cell(PRESETS[PAPER]).name], None)
@@ -186,7 +189,7 @@ def _confirm(work: Path, engine: str, scans: int, chosen: Mapping[str, str]) -> 
     for preset, name in chosen.items():
         record, _ = measure_cell(bench, by_name[name], decoded)
         found[preset] = {**record, "judged": judge(record, paper)}
-    _keep(path, found)
+    kept.keep("confirmed", found)
     return found
 
 
@@ -284,24 +287,11 @@ def _row_title(name: str, chosen: Mapping[str, str], records: Mapping[str, Any])
     return records[name]["title"] + (f" (**{', '.join(marks)}**)" if marks else "")
 
 
-def _there(work: Path, todo: Sequence[Cell]) -> Iterator[tuple[Cell, Path]]:
-    for cell in todo:
-        path = work / f"{cell.name}.json"
-        if path.exists():
-            yield cell, path
-
-
-def _keep(path: Path, record: Mapping[str, Any]) -> None:
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(record), encoding="utf-8")
-    unfinished.rename(path)
-
-
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--work", type=click.Path(path_type=Path), required=True, help="Keeps a file a cell, to go on from there."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@out_option
 @click.option(
     "--scans", type=click.IntRange(3), default=200, show_default=True, help="Held-out scans a cell."
 )
@@ -321,15 +311,10 @@ def main(
     engine: str,
 ) -> None:
     """Sweep the sampler's settings on the shipped phantom and tell which are worth their time."""
-    work.mkdir(parents=True, exist_ok=True)
     results = run(work, engine, scans, most, minutes, most_steps)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{NAME}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / f"{NAME}.md").write_text(page(results), encoding="utf-8")
-    (out / f"{NAME}.svg").write_text(picture(results), encoding="utf-8")
+    write_results(out / NAME, results, page(results), picture(results))
     for preset, name in results["chosen"].items():
         click.echo(f"{preset}: {json.dumps(results['cells'][name]['preset'])}")
-    click.echo(f"{out / NAME}.json, .md and .svg written")
 
 
 if __name__ == "__main__":

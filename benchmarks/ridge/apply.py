@@ -10,7 +10,6 @@ multiplied by the same code from a file of float32, for a slice of at most ``--d
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.kept_results import result_option, write_results
 from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.engines.host import usable_cores
 from unibrain_rt.factors import Factor, products
@@ -155,17 +155,13 @@ def _drop(path: Path) -> None:
 
 @click.command()
 @click.argument("subject", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Results: this with .json and .md."
-)
+@result_option
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--dense-mb", type=click.IntRange(1), default=2048, show_default=True)
 def main(subject: Path, out: Path, rounds: int, dense_mb: int) -> None:
     """Time the heads in the folder SUBJECT, as `write_subject` leaves them."""
     results = measure(subject, out.parent, rounds, dense_mb)
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(page(results), encoding="utf-8")
-    click.echo(page(results))
+    write_results(out, results, page(results))
 
 
 if __name__ == "__main__":

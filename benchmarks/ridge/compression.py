@@ -9,7 +9,6 @@ does, with paired differences to the exact heads.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import click
 from unibrain_rt.benchmarks import machine
 from unibrain_rt.benchmarks.experiments.laboratory import Laboratory, Yardstick
 from unibrain_rt.benchmarks.experiments.report import shipped_judge
+from unibrain_rt.benchmarks.kept_results import result_option, write_results
 from unibrain_rt.benchmarks.markdown import machine_line, table
 from unibrain_rt.benchmarks.quality.intervals import Interval
 from unibrain_rt.benchmarks.quality.scores import Scores
@@ -173,18 +173,14 @@ def _together(images: Scores, words: Scores) -> Scores:
     required=True,
     help="For the bundle; a killed run goes on from it.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Results: this with .json and .md."
-)
+@result_option
 @click.option("--engine", default="onnxruntime", show_default=True)
 @click.option("--scans", "count", type=click.IntRange(3), default=200, show_default=True)
 @click.option("--training", type=click.IntRange(20), default=9000, show_default=True)
 def main(work: Path, out: Path, engine: str, count: int, training: int) -> None:
     """Decode the phantom's held-out scans with exact and with compressed heads."""
     results = measure(make_subjects(work / "bundle", engine, training), engine, count)
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(page(results), encoding="utf-8")
-    click.echo(page(results))
+    write_results(out, results, page(results))
 
 
 if __name__ == "__main__":

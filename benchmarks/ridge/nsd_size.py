@@ -9,8 +9,6 @@ applied is `apply`'s.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -18,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from unibrain_rt.benchmarks import machine
+from unibrain_rt.benchmarks.kept_results import KeptResults, out_option, write_results
 from unibrain_rt.benchmarks.memory import memory_of
 from unibrain_rt.benchmarks.ridge.nsd_like import BLOCK, SEED, Floats, NsdLikeWorld, write_targets
 from unibrain_rt.export.subjects.ridge import RidgeFit, fit_heads
@@ -126,21 +126,22 @@ def measure(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...])
         print(f"{time.monotonic() - begin:7.0f} s  {what}", flush=True)
 
     journal = Journal(work / "journal", {"scale": scale, "seed": SEED})
-    with _timed(work, "fit"):
+    seconds = KeptResults(work, "seconds-")
+    with _timed(seconds, "fit"):
         fits = fit_heads(np.load(work / "betas.npy", mmap_mode="r"), targets, journal=journal, report=say)
     wanted: dict[str, dict[str, Any]] = {"stored": {"fidelity": 0.999, "max_bytes": round(1e6 * max_mb)}}
     wanted |= {f"{budget:g}": {"fidelity": budget} for budget in budgets}
     subjects = {}
     for name, options in wanted.items():
         folder = work / f"subject-{name}"
-        with _timed(work, name):
+        with _timed(seconds, name):
             if not folder.exists():
                 write_subject(folder, "nsd", fits, beta_scale=1.0, journal=journal, report=say, **options)
         subjects[name] = Subject.open(folder)
         if name == "stored":
-            _keep(work, "peak", max(_kept(work).get("peak", 0), _high_water()))
+            peak = max(seconds.read("peak") or 0, _high_water())
+            seconds.keep("peak", peak)
     found = compare(world, fits, subjects, tests, test_latents, work)
-    kept = _kept(work)
     return {
         "machine": machine.collect(),
         "load_average": machine.load_average(),
@@ -148,8 +149,8 @@ def measure(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...])
         "scans": world.scans,
         "voxels": world.voxels,
         "targets": sum(math.prod(shape) for shape in world.shapes.values()),
-        "seconds": {"fit": kept["fit"], "store": kept["stored"]},
-        "peak_rss_bytes": kept["peak"],
+        "seconds": {"fit": seconds.read("fit"), "store": seconds.read("stored")},
+        "peak_rss_bytes": seconds.read("peak"),
         "curve": [
             {
                 "name": name,
@@ -170,21 +171,12 @@ def _high_water() -> int:
 
 
 @contextmanager
-def _timed(work: Path, part: str) -> Iterator[None]:
+def _timed(seconds: KeptResults, part: str) -> Iterator[None]:
     """Keeps what a part took when it was done; in a later run on the same folder it is only read again."""
     start = time.monotonic()
     yield
-    if part not in _kept(work):
-        _keep(work, part, time.monotonic() - start)
-
-
-def _kept(work: Path) -> dict[str, float]:
-    path = work / "seconds.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _keep(work: Path, part: str, value: float) -> None:
-    (work / "seconds.json").write_text(json.dumps({**_kept(work), part: value}))
+    if not seconds.there(part):
+        seconds.keep(part, time.monotonic() - start)
 
 
 def page(found: dict[str, Any]) -> str:
@@ -235,19 +227,26 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="for 10 GB of data; a killed run goes on")
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--max-mb", type=float, default=600.0, help="of the heads that are told of")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.95, 0.98, 0.99, 0.995, 0.9985])
-    parser.add_argument("--out", type=Path, required=True, help="folder for ridge-nsd.json, .md and .png")
-    options = parser.parse_args(arguments)
-    found = measure(options.work, options.scale, options.max_mb, tuple(options.budgets))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "ridge-nsd.json").write_text(json.dumps(found, indent=1) + "\n")
-    (options.out / "ridge-nsd.md").write_text(page(found))
-    plot(found, options.out / "ridge-nsd.png")
+@click.command()
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="For 10 GB of data; a killed run goes on."
+)
+@click.option("--scale", type=float, default=1.0, show_default=True)
+@click.option("--max-mb", type=float, default=600.0, show_default=True, help="Of the heads that are told of.")
+@click.option(
+    "--budget",
+    "budgets",
+    type=float,
+    multiple=True,
+    default=(0.95, 0.98, 0.99, 0.995, 0.9985),
+    show_default=True,
+)
+@out_option
+def main(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...], out: Path) -> None:
+    """Fit, store and judge ridge heads at the size of NSD, simulated."""
+    found = measure(work, scale, max_mb, budgets)
+    write_results(out / "ridge-nsd", found, page(found))
+    plot(found, out / "ridge-nsd.png")
 
 
 if __name__ == "__main__":

@@ -92,3 +92,13 @@ def test_torch_is_not_asked_for_convolutions_it_would_take_hours_for(work: Work)
         assert contest.impractical("published", work, peer, extensions) is None
     assert contest.impractical("phantom", work, "torch-bf16", ["avx2"]) is None
     assert contest.impractical("published", "text", "torch-bf16", ["avx2"]) is None
+
+
+def test_the_command_refuses_unknown_peers(tmp_path):
+    from click.testing import CliRunner
+
+    arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "o"), "--peers", "jax"]
+    done = CliRunner().invoke(contest.main, arguments)
+    assert done.exit_code == 2
+    assert "unknown jax" in done.output
+    assert not (tmp_path / "o").exists()

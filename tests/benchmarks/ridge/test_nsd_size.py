@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from click.testing import CliRunner
+
 from unibrain_rt.benchmarks.ridge import nsd_size as ridge_nsd
 from unibrain_rt.flows import INPUTS
 
@@ -12,7 +14,11 @@ from unibrain_rt.flows import INPUTS
 def test_a_small_run(tmp_path: Path) -> None:
     words = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--scale", "0.01"]
     for _ in range(2):
-        ridge_nsd.main([*words, "--budgets", "0.99", "0.8", "--max-mb", "1"])
+        CliRunner().invoke(
+            ridge_nsd.main,
+            [*words, "--budget", "0.99", "--budget", "0.8", "--max-mb", "1"],
+            catch_exceptions=False,
+        )
     found = json.loads((tmp_path / "out" / "ridge-nsd.json").read_text())
     assert set(found["curve"][0]["heads"]) == set(INPUTS)
     stored, best, worse = found["curve"]
