@@ -162,13 +162,20 @@ def run(
         "fingerprint": Bundle.open().fingerprint(),
         "engine": engine,
         "scans": scans,
-        "cells": records,
+        "cells": {name: summary(record) for name, record in records.items()},
         "cells_planned": len(todo),
         "complete_to_steps": _complete_to(todo, records),
         "frontier": frontier(records),
         "chosen": chosen,
         "confirmed": _confirm(kept, engine, scans, chosen),
     }
+
+
+def summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as the page needs it: of the scores, which the work folder keeps of every scan, only the means."""
+    judged = {name: value for name, value in record["judged"].items() if name != "differences"}
+    scores = {name: round(float(np.mean(values)), 6) for name, values in record["scores"].items()}
+    return {**record, "judged": judged, "scores": scores}
 
 
 def _complete_to(planned: Sequence[Cell], records: Mapping[str, Any]) -> int:
