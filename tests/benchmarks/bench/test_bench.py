@@ -184,7 +184,7 @@ def test_results_that_cannot_be_compared_say_why(
         assert getattr(done.exception, "exit_code", None) == 2
         assert problem in str(done.exception)
     other.write_text("{", encoding="utf-8")
-    assert "is not JSON" in str(bench("--compare", str(old), str(other)).exception)
+    assert "not valid JSON" in str(bench("--compare", str(old), str(other)).exception)
     assert "cannot be read" in str(bench("--compare", str(old), str(tmp_path / "none.json")).exception)
 
 
