@@ -83,9 +83,9 @@ def _weights(checkpoint: Path) -> list[Path]:
 
 def _stage_memory(memory: PeakMemory, name: str) -> dict[str, int | None]:
     # A stage shorter than the sampling interval may have no sample.
-    found = memory.stages.get(name)
+    stage = memory.stages.get(name)
     return {
-        "peak_rss_bytes": found.total if found else None,
-        "peak_anonymous_bytes": found.anonymous if found else None,
-        "peak_file_backed_bytes": found.file_backed if found else None,
+        "peak_rss_bytes": stage.total if stage else None,
+        "peak_anonymous_bytes": stage.anonymous if stage else None,
+        "peak_file_backed_bytes": stage.file_backed if stage else None,
     }

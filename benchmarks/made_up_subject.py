@@ -38,9 +38,9 @@ class MadeUpSubject:
     def predict(self, voxels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Noise, of length 1 a token as CLIP's contexts are."""
         rng = np.random.default_rng(0)
-        found = {}
+        predictions = {}
         for head, shape in self._shapes.items():
             values = rng.standard_normal((len(voxels), *shape), dtype=np.float32)
             scale = shape[-1] ** -0.5 if head.endswith("context") else 1.0
-            found[head] = values * np.float32(scale)
-        return found
+            predictions[head] = values * np.float32(scale)
+        return predictions

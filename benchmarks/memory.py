@@ -67,9 +67,9 @@ class PeakMemory:
 
     def sample(self) -> None:
         """Take a sample now, whatever the clock says."""
-        found, stage = memory_of(self._pid), self.stage
-        if found is not None:
-            self.stages[stage] = _largest(self.stages.get(stage, ProcessMemory()), found)
+        current, stage = memory_of(self._pid), self.stage
+        if current is not None:
+            self.stages[stage] = _largest(self.stages.get(stage, ProcessMemory()), current)
 
     @property
     def peak(self) -> ProcessMemory:

@@ -66,7 +66,7 @@ def measure_build(
         "peak_rss_bytes": usage.ru_maxrss * 1024,
         "peak_anonymous_bytes": memory.peak.anonymous,
         "plans": [{key: plan[key] for key in keep} for plan in plans],
-        "graphs": {name: found.to_mapping() for name, found in memory.stages.items()},
+        "graphs": {name: peak.to_mapping() for name, peak in memory.stages.items()},
     }
 
 

@@ -110,20 +110,20 @@ class Published:
         )
 
     def _read(self, name: str) -> Any:
-        found = self.kept.read(name)
-        return None if found is None else found["result"]
+        kept = self.kept.read(name)
+        return None if kept is None else kept["result"]
 
     def _machines(self) -> list[dict[str, Any]]:
         """Where the parts were measured: one machine, unless the work folder was moved between them."""
         names = [name for steps in self._steps().values() for name in steps]
         machines: list[dict[str, Any]] = []
-        for found in (self.kept.read(name)["machine"] for name in names if self.kept.there(name)):
-            if found not in machines:
-                machines.append(found)
+        for one in (self.kept.read(name)["machine"] for name in names if self.kept.there(name)):
+            if one not in machines:
+                machines.append(one)
         return machines
 
     def _read_all(self, names: Iterable[str]) -> list[Any]:
-        return [found for found in map(self._read, names) if found is not None]
+        return [result for result in map(self._read, names) if result is not None]
 
 
 @click.command(cls=Command)

@@ -72,7 +72,9 @@ def _table(contests: Mapping[str, Found]) -> str:
     rows = []
     for preset, peers in (("paper", tuple(_LABELS)), ("fast", _OWN)):
         for peer in peers:
-            cells = [cell for size, found in contests.items() for cell in _cells(found, size, preset, peer)]
+            cells = [
+                cell for size, contest in contests.items() for cell in _cells(contest, size, preset, peer)
+            ]
             if any(cell != _NOTHING for cell in cells):
                 rows.append([_LABELS[peer], f"`{preset}`", *cells])
     head = [title for size in contests for title in _titles(size)]
@@ -84,9 +86,9 @@ def _table(contests: Mapping[str, Found]) -> str:
     )
 
 
-def _gpu_table(found: Found) -> str:
+def _gpu_table(fast: Found) -> str:
     """Whole decodes of the published size at every preset, and how many times as fast as torch in the same round."""
-    presets = {name: preset["rounds"] for name, preset in found["presets"].items()}
+    presets = {name: preset["rounds"] for name, preset in fast["presets"].items()}
     rows = []
     for name, label in _GPU_LABELS.items():
         row = [label]
@@ -99,7 +101,7 @@ def _gpu_table(found: Found) -> str:
     head = [title for preset in presets for title in (f"`{preset}`", "times faster")]
     page = (RESULTS / GPU).with_suffix(".md").as_posix()
     return (
-        f"{table(['published size, whole decode', *head], rows)}\n\n{found['device']['name']}, random weights; made by "
+        f"{table(['published size, whole decode', *head], rows)}\n\n{fast['device']['name']}, random weights; made by "
         f"`python -m unibrain_rt.benchmarks.gpu.fast` ([all of it]({page}), with torch.compile)."
     )
 
@@ -110,9 +112,9 @@ def _titles(size: str) -> list[str]:
     return [f"{size}: decode", "times faster"]
 
 
-def _cells(found: Found, size: str, preset: str, peer: str) -> list[str]:
+def _cells(contest: Found, size: str, preset: str, peer: str) -> list[str]:
     """Seconds of the parts, and how often the reference's ``paper`` takes as long as this decode."""
-    times = found["summary"]["seconds"]
+    times = contest["summary"]["seconds"]
     own, reference = times[preset].get(peer, {}), times["paper"].get(_REFERENCE, {}).get("decode")
     parts = _PARTS if size == "published" else ("decode",)
     faster = f"{reference / own['decode']:.2f}" if reference and "decode" in own else _NOTHING
@@ -123,18 +125,18 @@ def _seconds(value: float) -> str:
     return f"{value:,.1f} s" if value >= 10 else f"{1000 * value:,.0f} ms"
 
 
-def _plot(found: Found) -> str:
+def _plot(measured: Found) -> str:
     picture = (RESULTS / BENCH).with_suffix(".svg")
     return (
         f"![Where the time of a decode of the phantom goes]({picture.as_posix()})\n\n"
-        f"{found['machine']['cpu']}, {found['machine']['cores']} cores; made by `{found['command']} --out "
+        f"{measured['machine']['cpu']}, {measured['machine']['cores']} cores; made by `{measured['command']} --out "
         f"{picture.parent.as_posix()}` ([all of it]({picture.with_suffix('.md').as_posix()}))."
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
 
 
 @click.command()

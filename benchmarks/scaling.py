@@ -79,7 +79,7 @@ def threads(bundle: Path, engine: str, preset: str, runs: int) -> list[dict[str,
 def scans(bundle: Path, engine: str, preset: str, work: Path) -> list[dict[str, Any]]:
     """By number of scans in one file: the command line, from its start to its end."""
     subject = Bundle.open(bundle, verify=False).subject()
-    found = []
+    rows = []
     for count in SCANS:
         path = work / f"scans-{count}.npy"
         np.save(path, seeded_noise(0, 0, (count, subject.voxels)))
@@ -103,7 +103,7 @@ def scans(bundle: Path, engine: str, preset: str, work: Path) -> list[dict[str, 
         if process.returncode:
             raise click.ClickException(f"decoding {count} scans ended with {process.returncode}")
         totals = [json.loads(line)["timings_ms"]["total"] for line in printed.splitlines()]
-        found.append(
+        rows.append(
             {
                 "size": count,
                 "work": count,
@@ -114,12 +114,12 @@ def scans(bundle: Path, engine: str, preset: str, work: Path) -> list[dict[str, 
             }
         )
     shutil.rmtree(work / "decoded", ignore_errors=True)
-    return found
+    return rows
 
 
 def images(engine: str, preset: str, runs: int, work: Path) -> list[dict[str, Any]]:
     """By side of the picture in pixels."""
-    found = []
+    rows = []
     for side in IMAGE_SIDES:
         bundle = _bundle_of(side, work)
         opened = Bundle.open(bundle)
@@ -127,17 +127,17 @@ def images(engine: str, preset: str, runs: int, work: Path) -> list[dict[str, An
         step, decode = (costs_of(opened, name).flops for name in ("unet_image_step", "autokl_decode"))
         row = _row(side, case["runs"]["image_loop"] * step + decode, case)
         parts = {stage: case["stages"][stage]["p50"] for stage in ("image_loop", "autokl")}
-        found.append({**row, "ms": sum(parts.values()), "stages": parts})
-    return found
+        rows.append({**row, "ms": sum(parts.values()), "stages": parts})
+    return rows
 
 
 def growth(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """From each size to the next: the exponents with which time and work grow."""
-    found = []
+    exponents = []
     for one, other in pairwise(rows):
         step = log(other["size"] / one["size"])
-        found.append({what: log(other[what] / one[what]) / step for what in ("ms", "work")})
-    return found
+        exponents.append({what: log(other[what] / one[what]) / step for what in ("ms", "work")})
+    return exponents
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -190,7 +190,7 @@ def _row(size: int, work: float, case: Mapping[str, Any]) -> dict[str, Any]:
         "size": size,
         "work": work,
         "ms": case["end_to_end"]["p50"],
-        "stages": {stage: found["p50"] for stage, found in case["stages"].items() if stage != "time"},
+        "stages": {stage: spread["p50"] for stage, spread in case["stages"].items() if stage != "time"},
         "memory_bytes": case["memory"]["peak_own_bytes"],
         "scans_per_second": case["scans_per_second"],
     }
@@ -239,14 +239,20 @@ def main(
         "threads": partial(threads, folder, engine, preset, runs),
         "image": partial(images, engine, preset, runs, work),
     }
-    found = {}
+    parts_measured = {}
     for part, run in every.items():
         if part in parts or kept.there(part):
-            found[part] = kept.once(part, run)
-    results = {"machine": machine.collect(), "engine": engine, "preset": preset, "runs": runs, "parts": found}
+            parts_measured[part] = kept.once(part, run)
+    results = {
+        "machine": machine.collect(),
+        "engine": engine,
+        "preset": preset,
+        "runs": runs,
+        "parts": parts_measured,
+    }
     picture = None
-    if "image" in found:
-        bars = {f"{row['size']} x {row['size']}": row["stages"] for row in found["image"]}
+    if "image" in parts_measured:
+        bars = {f"{row['size']} x {row['size']}": row["stages"] for row in parts_measured["image"]}
         picture = stacked_bars(bars, "Time by the side of the picture", labels=NAMES)
     write_results(out / NAME, results, page(results), picture)
 

@@ -227,16 +227,16 @@ class Bundle:
         for name, record in self.files.items():
             path = self.folder / name
             try:
-                found = path.stat()
+                status = path.stat()
             except OSError as error:
                 raise BundleError(
                     f"{path}: cannot be read ({error.strerror}); copy or export the bundle again"
                 ) from error
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(status.st_mode):
                 raise BundleError(f"{path}: not a plain file; copy or export the bundle again")
-            if found.st_size != record.size_bytes:
+            if status.st_size != record.size_bytes:
                 raise BundleError(
-                    f"{path}: {found.st_size} bytes, but the manifest says {record.size_bytes}; "
+                    f"{path}: {status.st_size} bytes, but the manifest says {record.size_bytes}; "
                     "copy or export the bundle again"
                 )
             if verify and sha256_of(path) != record.sha256:

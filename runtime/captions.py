@@ -114,13 +114,13 @@ class Detokenizer:
 
         Raises BundleError for an id neither in the vocabulary nor special: model and vocabulary disagree.
         """
-        found = []
+        written = []
         for index in map(operator.index, ids):
             if not 0 <= index <= self.eos:
                 raise BundleError(f"token {index} is not in the vocabulary (0 to {self.eos})")
             if index < len(self.pieces):
-                found.append(self.pieces[index])
-        return " ".join(b"".join(found).decode("utf-8", errors="replace").split())
+                written.append(self.pieces[index])
+        return " ".join(b"".join(written).decode("utf-8", errors="replace").split())
 
 
 def remove_duplicates(text: str) -> str:

@@ -118,7 +118,7 @@ class Diagnosis:
     @property
     def ok(self) -> bool:
         """Whether a decode can run here: some engine works, and the bundle is whole."""
-        return self.bundle_ok and any(found.usable for found in self.engines)
+        return self.bundle_ok and any(engine.usable for engine in self.engines)
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -127,7 +127,7 @@ class Diagnosis:
             "ok": self.ok,
             "version": __version__,
             "platform": asdict(self.machine),
-            "engines": [{**asdict(found), "usable": found.usable} for found in self.engines],
+            "engines": [{**asdict(engine), "usable": engine.usable} for engine in self.engines],
             "auto": asdict(self.choice),
             "bundle_memory": None
             if memory is None
@@ -157,7 +157,7 @@ def diagnose(bundle: Path | None = None, cache: Path | None = None) -> Diagnosis
     cache_check, plans = check_cache(cache)
     checks = [
         *check_machine(machine),
-        *(check_engine(found, machine) for found in engines),
+        *(check_engine(engine, machine) for engine in engines),
         *check_onnxruntimes(machine.onnxruntimes),
         check_choice(choice, machine.gpus),
         *check_speed(choice),
@@ -207,22 +207,22 @@ def check_machine(machine: Machine) -> Iterator[Check]:
         )
 
 
-def check_engine(found: Probe, machine: Machine) -> Check:
+def check_engine(probed: Probe, machine: Machine) -> Check:
     """Whether an engine works, and what to install for it on this platform."""
-    if found.usable:
-        return Check(found.engine, OK, f"{found.version} on {found.device}")
-    if found.version is not None:
+    if probed.usable:
+        return Check(probed.engine, OK, f"{probed.version} on {probed.device}")
+    if probed.version is not None:
         idle = (
-            found.engine in GPU_ENGINES and not machine.gpus.devices
+            probed.engine in GPU_ENGINES and not machine.gpus.devices
         )  # as where it only compiles for others
         state = NOTHING if idle else WARNING
-        return Check(found.engine, state, f"{found.version}: {found.problem}", found.advice)
-    text = found.problem or ""
-    if machine.jetson is not None and found.engine in _JETSON_ADVICE:
-        return Check(found.engine, NOTHING, text, _JETSON_ADVICE[found.engine])
-    if found.engine in GPU_ENGINES and not machine.gpus.devices:
-        return Check(found.engine, NOTHING, f"{text}, and there is no NVIDIA GPU")
-    return Check(found.engine, NOTHING, text, found.advice)
+        return Check(probed.engine, state, f"{probed.version}: {probed.problem}", probed.advice)
+    text = probed.problem or ""
+    if machine.jetson is not None and probed.engine in _JETSON_ADVICE:
+        return Check(probed.engine, NOTHING, text, _JETSON_ADVICE[probed.engine])
+    if probed.engine in GPU_ENGINES and not machine.gpus.devices:
+        return Check(probed.engine, NOTHING, f"{text}, and there is no NVIDIA GPU")
+    return Check(probed.engine, NOTHING, text, probed.advice)
 
 
 def check_onnxruntimes(versions: Mapping[str, str]) -> Iterator[Check]:
@@ -247,7 +247,7 @@ def check_choice(choice: Choice, gpus: Gpus) -> Check:
     if choice.variable is not None:
         return Check("auto", OK, f"{text}, because {ENGINE_VARIABLE} says so")
     passed_over = [
-        f"{found.engine} ({found.problem})" for found in choice.passed_over if found.version is not None
+        f"{passed.engine} ({passed.problem})" for passed in choice.passed_over if passed.version is not None
     ]
     if passed_over:
         text = f"{text}; passed over {', '.join(passed_over)}"
@@ -373,5 +373,5 @@ def _choose(cache: Path | None, bundle: Bundle | None) -> Choice:
         return Choice(None, problem=str(error), variable=variable)
     except Exception as error:  # see _probe
         return Choice(None, problem=f"{type(error).__name__}: {error}", variable=variable)
-    passed_over = tuple(found for found in engine.passed_over if isinstance(found, Probe))
+    passed_over = tuple(passed for passed in engine.passed_over if isinstance(passed, Probe))
     return Choice(engine.name, device, passed_over=passed_over, variable=variable, slow=slow)

@@ -100,9 +100,9 @@ def _multiply_integers(rows: Float, factor: Factor, result: Float) -> None:
         whole += integer_products.ZERO
         digit[:] = whole & 127
         whole >>= 7
-    found = integer_products.multiply(digits.reshape(-1, rows.shape[1]), factor.values)
+    by_digit = integer_products.multiply(digits.reshape(-1, rows.shape[1]), factor.values)
     total = np.zeros(result.shape)
-    for products_of_digit in found.reshape(_DIGITS, *result.shape)[::-1]:
+    for products_of_digit in by_digit.reshape(_DIGITS, *result.shape)[::-1]:
         total *= 128.0
         total += products_of_digit
     total *= np.where(finite, units, np.nan)[:, None]

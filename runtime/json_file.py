@@ -30,11 +30,11 @@ def read_json(path: Path, complain: Complaint, *, largest_bytes: int = LARGEST_B
     """
     where = str(path)
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise complain(where, "not a plain file")
-        if found.st_size > largest_bytes:
-            raise complain(where, f"{found.st_size:,} bytes, larger than such a file can be")
+        if status.st_size > largest_bytes:
+            raise complain(where, f"{status.st_size:,} bytes, larger than such a file can be")
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise complain(where, f"cannot be read ({error.strerror})") from error

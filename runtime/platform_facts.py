@@ -79,8 +79,8 @@ def jetson(root: Path = ROOT) -> Jetson | None:
 def nvidia_driver(root: Path = ROOT) -> str | None:
     """Version of NVIDIA's kernel module; None where none is loaded."""
     first = next(iter(_lines(root / "proc/driver/nvidia/version")), "")
-    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", first)
-    return found[0] if found else None
+    version = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", first)
+    return version[0] if version else None
 
 
 def memory(root: Path = ROOT) -> Memory | None:

@@ -52,8 +52,8 @@ class Schedule:
             wanted = f"a whole number from 2 to {MOST_TIMESTEPS:,}"
             raise InputError(f"schedule: timesteps must be {wanted}, not {self.timesteps!r}")
         if not 0.0 < self.beta_start <= self.beta_end < 1.0:
-            found = f"{self.beta_start}, {self.beta_end}"
-            raise InputError(f"schedule: betas must obey 0 < beta_start <= beta_end < 1, not {found}")
+            given = f"{self.beta_start}, {self.beta_end}"
+            raise InputError(f"schedule: betas must obey 0 < beta_start <= beta_end < 1, not {given}")
         if self.beta_schedule not in ("scaled_linear", "linear"):
             raise InputError(
                 f"schedule: beta_schedule must be 'scaled_linear' or 'linear', not {self.beta_schedule!r}"

@@ -132,8 +132,8 @@ class Subject:
             first = [factors[0] for factors in self._factors.values()]
             y = dict(zip(self._factors, products([z] * len(first), first), strict=True))
             second = {name: factors[1] for name, factors in self._factors.items() if len(factors) > 1}
-            found = products([y[name] for name in second], list(second.values()))
-            y.update(zip(second, found, strict=True))
+            predicted = products([y[name] for name in second], list(second.values()))
+            y.update(zip(second, predicted, strict=True))
         return {name: self._finished(z, y[name], head) for name, head in self.heads.items()}
 
     def z_scores(self, betas: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -132,10 +132,10 @@ def read_tensors(path: Path, voxels: int, heads: Mapping[str, Head]) -> dict[str
         if names:
             raise broken(path, f"{verb} {one_line(', '.join(sorted(names)), 80)}")
     for key, (types, extents) in wanted.items():
-        kind, found = type_name(tensors[key].dtype), tensors[key].shape
-        if kind not in types or found not in extents:
+        kind, extent = type_name(tensors[key].dtype), tensors[key].shape
+        if kind not in types or extent not in extents:
             expected = f"{' or '.join(types)} {' or '.join(map(str, extents))}"
-            raise broken(path, f"{key} is {kind} {found}, but {DESCRIPTION_FILE} says {expected}")
+            raise broken(path, f"{key} is {kind} {extent}, but {DESCRIPTION_FILE} says {expected}")
     return tensors
 
 

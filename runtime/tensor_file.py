@@ -110,13 +110,13 @@ class _Place:
 
 def _places(file: BinaryIO) -> tuple[int, dict[str, _Place]]:
     """Where the data begin, and where each tensor lies in them; the whole header is checked."""
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
-    begin = _LENGTH_BYTES + _header_bytes(file, found.st_size)
+    begin = _LENGTH_BYTES + _header_bytes(file, status.st_size)
     header = _parsed(file.read(begin - _LENGTH_BYTES))
     places = {name: _Place(name, entry) for name, entry in header.items()}
-    _check_cover(places, found.st_size - begin)
+    _check_cover(places, status.st_size - begin)
     return begin, places
 
 

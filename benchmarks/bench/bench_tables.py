@@ -95,12 +95,12 @@ def ms(value: float) -> str:
 def _stages(case: Mapping[str, Any]) -> BenchTable:
     limits, quiet = case.get("roofline", {}), case["undisturbed_p50"]
     rows = []
-    for stage, found in case["stages"].items():
+    for stage, spread in case["stages"].items():
         limit = limits.get(stage)
         rows.append(
             [
                 NAMES[stage],
-                *(ms(found[name]) for name in ("p50", "p90", "p99")),
+                *(ms(spread[name]) for name in ("p50", "p90", "p99")),
                 ms(quiet[stage]) if stage in quiet else _NONE,
                 *([ms(limit["limit_ms"]), f"{limit['share']:.0%}", limit["bound"]] if limit else [_NONE] * 3),
             ]
@@ -178,7 +178,7 @@ def _startup(one: Mapping[str, Any]) -> BenchTable:
     return BenchTable(title, ("part", "p50", "share"), rows, note)
 
 
-def _projections(found: Sequence[Mapping[str, Any]]) -> BenchTable:
+def _projections(projections: Sequence[Mapping[str, Any]]) -> BenchTable:
     rows = [
         [
             one["device"],
@@ -191,10 +191,10 @@ def _projections(found: Sequence[Mapping[str, Any]]) -> BenchTable:
             size_text(one["low_memory_bytes"]),
             one["fits"],
         ]
-        for one in found
+        for one in projections
     ]
     note = (
-        f"Projections, not measurements: what preset {found[0]['preset']} takes at least at each "
+        f"Projections, not measurements: what preset {projections[0]['preset']} takes at least at each "
         "device's published fp16 "
         "peaks (sources: benchmarks/bench/projections.py). Memory: weights, buffers and, where it is "
         "shared, ridge heads."
@@ -214,10 +214,10 @@ def _projections(found: Sequence[Mapping[str, Any]]) -> BenchTable:
 
 
 def _loads(cases: Sequence[Mapping[str, Any]]) -> str:
-    found = [
+    averages = [
         one["load_average"] for case in cases for one in case["rounds"] if one["load_average"] is not None
     ]
-    return f"{min(found):.1f} to {max(found):.1f}" if found else "unknown"
+    return f"{min(averages):.1f} to {max(averages):.1f}" if averages else "unknown"
 
 
 STAGE_OF = {step: NAMES[stage] for stage, step in STEP_OF.items()}

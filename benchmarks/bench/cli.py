@@ -145,19 +145,19 @@ def _startup(plan: Any, bundle: Any) -> list[dict[str, Any]]:
     if not bundle.subjects:
         _log.info("no start-up: the command line decodes with fitted subjects, and the bundle has none")
         return []
-    found = []
+    startups = []
     warm, cold = min(plan.runs, 5), min(plan.runs, 2)
     with tempfile.TemporaryDirectory(prefix="unibrain-rt-bench-") as folder:
         scan = plan.scan or made_up_scan(Path(folder), bundle.subject(plan.subject))
         for engine in plan.engines:
-            found.append(
+            startups.append(
                 measure_startup(
                     plan.bundle, scan, engine=engine, preset=plan.presets[0], subject=plan.subject,
                     threads=plan.threads, cache=plan.cache, warm=warm, cold=cold,
                 )
             )  # fmt: skip
             _log.info("%s: started %d times", engine, warm + cold)
-    return found
+    return startups
 
 
 def _compare(paths: tuple[Path, Path], threshold: float, json_file: str | None) -> None:
@@ -166,15 +166,17 @@ def _compare(paths: tuple[Path, Path], threshold: float, json_file: str | None) 
 
     report = JsonReport(json_file, inputs=paths)
     old, new = (_read(path) for path in paths)
-    found = compare(old, new, threshold)
-    slower = [one for one in found if one.verdict == "slower"]
+    comparisons = compare(old, new, threshold)
+    slower = [one for one in comparisons if one.verdict == "slower"]
     if not report.on_stdout:
-        for line in table([HEAD, *rows(found)], right=range(2, 5)):
+        for line in table([HEAD, *rows(comparisons)], right=range(2, 5)):
             click.echo(line)
         click.echo(
             "Undisturbed medians; ratios are of times over the calibration load's beside them, new over old."
         )
-    report.add({"threshold": threshold, "slower": bool(slower), "parts": [asdict(one) for one in found]})
+    report.add(
+        {"threshold": threshold, "slower": bool(slower), "parts": [asdict(one) for one in comparisons]}
+    )
     report.close()
     if slower:
         worst = max(slower, key=lambda one: (one.part == WHOLE, one.ratio))

@@ -53,12 +53,12 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], threshold: float = T
     pairs = [(one, other) for one in old["cases"] for other in new["cases"] if label(one) == label(other)]
     if not pairs:
         raise InputError("the two results have no engine and preset in common")
-    return [found for one, other in pairs for found in _cases(one, other, threshold)]
+    return [comparison for one, other in pairs for comparison in _cases(one, other, threshold)]
 
 
 def _cases(one: Mapping[str, Any], other: Mapping[str, Any], threshold: float) -> list[Comparison]:
     quiet = one["undisturbed_p50"]
-    found = []
+    comparisons = []
     for part in (*(name for name in quiet if name != WHOLE), WHOLE):
         if part not in other["undisturbed_p50"]:
             continue
@@ -67,7 +67,7 @@ def _cases(one: Mapping[str, Any], other: Mapping[str, Any], threshold: float) -
         ratio = float(np.median(np.concatenate(rounds[1])) / np.median(np.concatenate(rounds[0])))
         low, high = interval(new_drawn / old_drawn)
         judged = part == WHOLE or quiet[part] >= JUDGED_SHARE * quiet[WHOLE]
-        found.append(
+        comparisons.append(
             Comparison(
                 label(one),
                 part,
@@ -79,7 +79,7 @@ def _cases(one: Mapping[str, Any], other: Mapping[str, Any], threshold: float) -
                 _verdict(ratio, low, high, threshold) if judged else "not judged",
             )
         )
-    return found
+    return comparisons
 
 
 def _verdict(ratio: float, low: float, high: float, threshold: float) -> Verdict:
@@ -111,7 +111,7 @@ def _check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
             raise InputError(f"the two results were measured with another --{name}; measure both alike")
 
 
-def rows(found: Sequence[Comparison]) -> list[list[str]]:
+def rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """For a table: part, old, new, ratio with its interval, verdict."""
     return [
         [
@@ -123,7 +123,7 @@ def rows(found: Sequence[Comparison]) -> list[list[str]]:
             f"{one.low:.3f} to {one.high:.3f}",
             one.verdict,
         ]
-        for one in found
+        for one in comparisons
     ]
 
 

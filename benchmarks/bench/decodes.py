@@ -143,15 +143,15 @@ class TimedDecodes:
             for graph, free in decode_graphs(self.bundle, [self.decoder.preset_name])
             if graph.name == "unet_time"
         )
-        session, found = self.engine.open(graph, free=count), []
+        session, milliseconds = self.engine.open(graph, free=count), []
         for _ in range(repeats + 1):
             begun = time.perf_counter()
             session.write("timesteps", np.arange(count))
             session.run()
             session.read(graph.outputs[0].name)
-            found.append((time.perf_counter() - begun) * 1000)
+            milliseconds.append((time.perf_counter() - begun) * 1000)
         self._tap.take()
-        return found[1:]
+        return milliseconds[1:]
 
     def runs_of(self, record: Mapping[str, Any]) -> dict[str, int]:
         """How often each stage's graph ran in a decode."""
@@ -171,22 +171,22 @@ class TimedDecodes:
             "text_step": len(preset.table(schedule, "text").timesteps),
             "token": tokens,
         }
-        found = {}
+        times = {}
         for stage, name in STEP_OF.items():
             if stage in stages and counts[name]:
                 seen = list(spans(runs.get(LOOPS[name], [])))
-                found[name] = seen or [stages[stage] / counts[name]] * counts[name]
-        return found
+                times[name] = seen or [stages[stage] / counts[name]] * counts[name]
+        return times
 
 
 def _undisturbed(
     stages: Mapping[str, float], runs: Mapping[str, list[GraphRun]], ends: Mapping[str, tuple[Moment, Moment]]
 ) -> dict[str, float]:
     """Of the stages that the host sees, without the wait for a core; of the others, their wall time."""
-    found = dict(stages)
-    found |= {stage: undisturbed(runs[graph]) for stage, graph in GRAPHS.items() if graph in runs}
-    found |= {stage: late.undisturbed_since(early) for stage, (early, late) in ends.items()}
-    return {stage: found[stage] for stage in STAGES if stage in found}
+    times = dict(stages)
+    times |= {stage: undisturbed(runs[graph]) for stage, graph in GRAPHS.items() if graph in runs}
+    times |= {stage: late.undisturbed_since(early) for stage, (early, late) in ends.items()}
+    return {stage: times[stage] for stage in STAGES if stage in times}
 
 
 def made_up_scan(folder: Path, subject: Any) -> Path:

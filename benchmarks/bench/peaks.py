@@ -25,19 +25,19 @@ def measure_peaks(engine: Engine, seconds: float = 1.0) -> dict[str, Any]:
     The product is one MatMul of the engine, in the precision that it computes in. The copy is a Neg of the engine or a
     copy of numpy, whichever is faster; of a device with memory of its own, the engine's alone.
     """
-    found: dict[str, Any] = {"flops_per_s": 0.0, "bytes_per_s": 0.0, "problem": None}
+    peaks: dict[str, Any] = {"flops_per_s": 0.0, "bytes_per_s": 0.0, "problem": None}
     try:
         for side in SIDES:
             rate = 2 * side**3 / _best(engine, product(side), seconds / len(SIDES))
-            found["flops_per_s"] = max(found["flops_per_s"], rate)
-        found["bytes_per_s"] = 2 * 4 * prod(COPY_SHAPE) / _best(engine, negation(), seconds)
+            peaks["flops_per_s"] = max(peaks["flops_per_s"], rate)
+        peaks["bytes_per_s"] = 2 * 4 * prod(COPY_SHAPE) / _best(engine, negation(), seconds)
     except EngineError as error:
-        found["problem"] = str(error)
+        peaks["problem"] = str(error)
     if engine.describe().get("device") == "cpu":
-        found["bytes_per_s"] = max(found["bytes_per_s"], _numpys_copy(seconds))
-        if not found["flops_per_s"]:
-            found["flops_per_s"] = _numpys_product(seconds)
-    return found
+        peaks["bytes_per_s"] = max(peaks["bytes_per_s"], _numpys_copy(seconds))
+        if not peaks["flops_per_s"]:
+            peaks["flops_per_s"] = _numpys_product(seconds)
+    return peaks
 
 
 def product(side: int) -> GraphSpec:

@@ -58,7 +58,7 @@ def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[st
     """
     memory = decode_memory(bundle, decode_graphs(bundle, [preset]))
     stored = 4 if bundle.precision == "fp32" else HALF_BYTES
-    found = []
+    projections = []
     for device in DEVICES:
         rates = device.flops_per_s, device.bytes_per_s
         decode = [one for one in works if one.stage not in (ONCE, RIDGE)]
@@ -68,7 +68,7 @@ def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[st
         )
         rest = memory.buffers_bytes // 2 + (memory.heads_bytes if device.shared else 0)
         room = 0.8 * device.memory_bytes
-        found.append(
+        projections.append(
             {
                 "device": device.name,
                 "projection": "limit at public peaks, fp16; not measured",
@@ -79,4 +79,4 @@ def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[st
                 "fits": "yes" if weights + rest < room else "low memory" if largest + rest < room else "no",
             }
         )
-    return found
+    return projections

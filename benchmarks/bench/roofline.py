@@ -58,15 +58,15 @@ def stage_works(bundle: Bundle, preset: str, runs: Mapping[str, int], subject: s
     Raises:
         BundleError: the bundle is too old to tell what its graphs cost.
     """
-    found = []
+    stage_works = []
     if subject in bundle.subjects:
-        found.append(StageWork(RIDGE, TENSOR_FILE, 1, heads_work(bundle.subject(subject))))
+        stage_works.append(StageWork(RIDGE, TENSOR_FILE, 1, heads_work(bundle.subject(subject))))
     free = {graph.name: size for graph, size in decode_graphs(bundle, [preset])}
     for stage, graph in {**GRAPHS, ONCE: "unet_time"}.items():
         if stage in runs or stage == ONCE:
             work = costs_of(bundle, graph).sized(free[graph])
-            found.append(StageWork(stage, graph, runs.get(stage, 1), work))
-    return found
+            stage_works.append(StageWork(stage, graph, runs.get(stage, 1), work))
+    return stage_works
 
 
 def heads_work(subject: Subject) -> GraphCosts:
@@ -85,10 +85,10 @@ def roofline(
 ) -> dict[str, dict[str, Any]]:
     """By stage: work of a run, limit of all runs at ``peaks``, and its share of the stage's median."""
     rates = peaks["flops_per_s"], peaks["bytes_per_s"]
-    found: dict[str, dict[str, Any]] = {}
+    limits: dict[str, dict[str, Any]] = {}
     for one in works:
         limit = one.limit_ms(*rates)
-        found[one.stage] = {
+        limits[one.stage] = {
             "graph": one.graph,
             "runs": one.runs,
             "flops": one.work.flops,
@@ -102,5 +102,5 @@ def roofline(
     decode = [one for one in works if one.stage != ONCE]
     limit = sum(one.limit_ms(*rates) for one in decode)
     spent = sum(stages[one.stage]["p50"] for one in decode)
-    found["all"] = {"limit_ms": limit, "share": limit / spent}
-    return found
+    limits["all"] = {"limit_ms": limit, "share": limit / spent}
+    return limits

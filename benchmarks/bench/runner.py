@@ -150,15 +150,15 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
 def _peaks(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     """By engine, the best of several attempts that take turns: what else runs here comes and goes."""
     by_engine = {case.engine: case.workers[0] for case in reversed(cases)}
-    found: dict[str, dict[str, Any]] = {}
+    peaks: dict[str, dict[str, Any]] = {}
     for _ in range(_PEAK_ROUNDS):
         for engine, worker in by_engine.items():
             one = worker.ask("peaks", seconds=_PEAK_SECONDS)
-            before = found.get(engine, {})
-            found[engine] = one | {
+            before = peaks.get(engine, {})
+            peaks[engine] = one | {
                 rate: max(one[rate], before.get(rate, 0.0)) for rate in ("flops_per_s", "bytes_per_s")
             }
-    return found
+    return peaks
 
 
 def describe(plan: Plan, bundle: Bundle) -> dict[str, Any]:

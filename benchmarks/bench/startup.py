@@ -44,10 +44,10 @@ def measure_startup(
         parts: list[dict[str, float]] = []
         runs: list[float] = []
         for number in range(warm + 1):
-            found = _probe(words, Path(folder) / "probe.json")
+            probed = _probe(words, Path(folder) / "probe.json")
             if number:  # the first may compile
-                parts.append(found["seconds"])
-            files = found["files"]
+                parts.append(probed["seconds"])
+            files = probed["files"]
             if number:  # beside each other, whatever else the machine does falls on both alike
                 runs.append(_run(words))
         own = [path for path in bundle.rglob("*") if path.is_file()]
@@ -86,10 +86,10 @@ def _probe(words: Sequence[str], out: Path) -> dict[str, Any]:
     ended = time.perf_counter()
     if not out.is_file():
         _check(done)
-    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    probed: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     out.unlink()
-    found["seconds"]["exit"] = ended - found["ended"]
-    return found
+    probed["seconds"]["exit"] = ended - probed["ended"]
+    return probed
 
 
 def _check(done: subprocess.CompletedProcess[str]) -> None:

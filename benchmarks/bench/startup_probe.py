@@ -58,12 +58,12 @@ def main() -> None:
 
 def _files() -> list[str]:
     """Files that this process loaded: modules, and libraries that are mapped."""
-    found = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    found |= {getattr(module, "__cached__", None) for module in list(sys.modules.values())}
+    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    names |= {getattr(module, "__cached__", None) for module in list(sys.modules.values())}
     with suppress(OSError):
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        found |= {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
-    return sorted(name for name in found if name and Path(name).is_file())
+        names |= {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
+    return sorted(name for name in names if name and Path(name).is_file())
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ Rounds = Sequence[NDArray[np.float64]]
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """p50, p90 and p99 (interpolated), and how many there are."""
-    found = np.quantile(np.asarray(values, np.float64), list(QUANTILES.values()))
-    return {**dict(zip(QUANTILES, map(float, found), strict=True)), "n": len(values)}
+    values_at = np.quantile(np.asarray(values, np.float64), list(QUANTILES.values()))
+    return {**dict(zip(QUANTILES, map(float, values_at), strict=True)), "n": len(values)}
 
 
 def summarise(

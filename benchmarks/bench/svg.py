@@ -110,20 +110,20 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** floor(log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = -(-low // step)
-    found: list[float] = []
-    while (first + len(found)) * step <= high:
-        found.append(round((first + len(found)) * step, 12))
-    return found
+    marks: list[float] = []
+    while (first + len(marks)) * step <= high:
+        marks.append(round((first + len(marks)) * step, 12))
+    return marks
 
 
 def _legend(names: Sequence[str], top: float) -> list[str]:
-    found: list[str] = []
+    elements: list[str] = []
     for number, name in enumerate(names):
         x, y = 60 + 200 * (number % 4), top + 22 * (number // 4)
         colour = COLOURS[number % len(COLOURS)]
-        found.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
-        found.append(_text(x + 18, y, name))
-    return found
+        elements.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
+        elements.append(_text(x + 18, y, name))
+    return elements
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:

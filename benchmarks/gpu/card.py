@@ -17,13 +17,13 @@ def describe(device: str) -> dict[str, Any]:
     """Name, driver and memory of the device that torch sees."""
     import torch
 
-    found: dict[str, Any] = {"name": "cpu (dry run)", "torch": torch.__version__, "cuda": torch.version.cuda}
+    card: dict[str, Any] = {"name": "cpu (dry run)", "torch": torch.__version__, "cuda": torch.version.cuda}
     if device != "cuda":
-        return found
+        return card
     properties = torch.cuda.get_device_properties(0)
-    found |= {"name": properties.name, "memory_bytes": properties.total_memory}
-    found |= {"multiprocessors": properties.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
-    return found | {"driver": nvidia_driver()}
+    card |= {"name": properties.name, "memory_bytes": properties.total_memory}
+    card |= {"multiprocessors": properties.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
+    return card | {"driver": nvidia_driver()}
 
 
 def peaks(device: str) -> dict[str, float]:

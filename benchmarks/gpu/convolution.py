@@ -71,8 +71,8 @@ def _one(
     errors = []
     for _ in range(2):
         session.run_with_iobinding(binding)
-        found = values[1].numpy().astype(np.float32)
-        errors.append(distance(found.transpose(0, 3, 1, 2) if last else found, wanted))
+        result = values[1].numpy().astype(np.float32)
+        errors.append(distance(result.transpose(0, 3, 1, 2) if last else result, wanted))
     best = float("inf")
     for _ in range(3):
         begun = perf_counter()

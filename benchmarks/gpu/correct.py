@@ -51,13 +51,13 @@ def doctor(pack: Path, out: Path) -> None:
     from unibrain_rt.benchmarks.gpu.card import describe
 
     begun = perf_counter()
-    found = probe("cuda")
+    probed = probe("cuda")
     results: dict[str, Any] = {
         "probe": {
-            "usable": found.usable,
-            "device": found.device,
-            "version": found.version,
-            "says": str(found),
+            "usable": probed.usable,
+            "device": probed.device,
+            "version": probed.version,
+            "says": str(probed),
         },
         "probe_seconds": perf_counter() - begun,
         "machine": machine.collect(),
@@ -107,7 +107,7 @@ def steps(pack: Path, out: Path, device: str = "cuda", variants: tuple[str, ...]
     from unibrain_rt.benchmarks.gpu.variant_worker import Answers
 
     results: dict[str, Any] = {}
-    found: dict[str, dict[str, Any]] = {}
+    outputs: dict[str, dict[str, Any]] = {}
     with filling.room() as folder:
         for place, name in enumerate((EXACT, *variants)):
             try:
@@ -116,11 +116,13 @@ def steps(pack: Path, out: Path, device: str = "cuda", variants: tuple[str, ...]
                 path = folder / f"{place}.npz"
                 answers({"command": "steps", "preset": "realtime", "path": str(path)})
                 with np.load(path, allow_pickle=False) as saved:
-                    found[name] = {graph: saved[graph] for graph in saved.files}
+                    outputs[name] = {graph: saved[graph] for graph in saved.files}
                 results[name]["errors"] = {
-                    graph: distance(array, found[EXACT][graph]) for graph, array in found[name].items()
+                    graph: distance(array, outputs[EXACT][graph]) for graph, array in outputs[name].items()
                 }
-                results[name]["spread"] = {graph: float(array.std()) for graph, array in found[name].items()}
+                results[name]["spread"] = {
+                    graph: float(array.std()) for graph, array in outputs[name].items()
+                }
             except Exception as error:  # what fails is worth as much as what works
                 results.setdefault(name, {})["error"] = f"{type(error).__name__}: {error}"[:800]
             write(out / "steps.json", results)
@@ -165,21 +167,21 @@ def summary(out: Path) -> str:
             or f"{row['tflops']:.0f} TFLOP/s, errors {row['errors'][0]:.1e} {row['errors'][1]:.1e}"
         )
         lines.append(f"{settings}: {what}")
-    for name, found in read(out / "phantom.json").items():
-        if "error" in found:
-            lines.append(f"phantom {name}: {found['error'][:300]}")
+    for name, measured in read(out / "phantom.json").items():
+        if "error" in measured:
+            lines.append(f"phantom {name}: {measured['error'][:300]}")
             continue
         lines.append(
-            f"phantom {name}: {found['scans']} scans, PSNR {found['psnr_db']['least']:.1f} / "
-            f"{found['psnr_db']['median']:.1f} dB, captions {found['same_captions']:.1%}, latents "
-            f"{found['image_latent_error']:.1e} {found['text_latent_error']:.1e}, "
-            f"{found['decode_ms']['median']:.1f} ms, fallbacks {found['fallbacks']}, told {found['told'][:3]}"
+            f"phantom {name}: {measured['scans']} scans, PSNR {measured['psnr_db']['least']:.1f} / "
+            f"{measured['psnr_db']['median']:.1f} dB, captions {measured['same_captions']:.1%}, latents "
+            f"{measured['image_latent_error']:.1e} {measured['text_latent_error']:.1e}, "
+            f"{measured['decode_ms']['median']:.1f} ms, fallbacks {measured['fallbacks']}, told {measured['told'][:3]}"
         )
-    for name, found in read(out / "steps.json").items():
-        errors = {graph: f"{value:.1e}" for graph, value in found.get("errors", {}).items()}
+    for name, measured in read(out / "steps.json").items():
+        errors = {graph: f"{value:.1e}" for graph, value in measured.get("errors", {}).items()}
         lines.append(
-            f"published {name}: {found.get('error', '')} {errors} loaded in {found.get('seconds', 0):.0f} s "
-            f"told {found.get('told')}"
+            f"published {name}: {measured.get('error', '')} {errors} loaded in {measured.get('seconds', 0):.0f} s "
+            f"told {measured.get('told')}"
         )
     tested = read(out / "tests.json")
     lines += [line[:200] for line in tested.get("lines", []) if not line.startswith("SKIPPED")]
@@ -197,15 +199,15 @@ def main(pack: Path, out: Path, part: str | None, only: str) -> None:
     if part is not None:
         PARTS[part](pack, out)
         return
-    if not (found := probe("cuda")).usable:
-        raise click.ClickException(f"engine {found}")
+    if not (probed := probe("cuda")).usable:
+        raise click.ClickException(f"engine {probed}")
     for name in only.split(","):
         ended = run_part(MODULE, name, out, {"pack": pack}, LIMITS_S[name])
         click.echo(f"== {name}: {ended['ended']} after {ended['seconds']} s")
         if "tail" in ended:
             click.echo("\n".join(ended["tail"])[-1500:])
     parts = {name: read(out / f"{name}.json") for name in PARTS}
-    write(out / "correct.json", {name: found for name, found in parts.items() if found})
+    write(out / "correct.json", {name: probed for name, probed in parts.items() if probed})
     click.echo(summary(out))
     click.echo(json.dumps(parts["doctor"].get("probe", {})))
 

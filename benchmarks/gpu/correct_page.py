@@ -28,12 +28,12 @@ def correct_page(results: Mapping[str, Any]) -> str:
     sections = ["# The engine `cuda` on a GPU: is it right?", _machine(doctor), results.get("notes", "")]
     if rows := results.get("convolution", {}).get("rows"):
         sections += ["## 3 × 3 convolutions in fp16", _CONVOLUTION, _convolution(rows)]
-    if found := results.get("phantom"):
-        sections += ["## Decodes of the phantom, against the CPU in fp32", _PHANTOM, _phantom(found)]
-    if found := results.get("steps"):
-        sections += ["## One run of every graph, published size", _STEPS, _steps(found)]
-    if found := results.get("tests"):
-        lines = [line for line in found.get("lines", []) if not line.startswith("SKIPPED")]
+    if part := results.get("phantom"):
+        sections += ["## Decodes of the phantom, against the CPU in fp32", _PHANTOM, _phantom(part)]
+    if part := results.get("steps"):
+        sections += ["## One run of every graph, published size", _STEPS, _steps(part)]
+    if part := results.get("tests"):
+        lines = [line for line in part.get("lines", []) if not line.startswith("SKIPPED")]
         sections += ["## Tests marked `gpu`", "\n".join(f"- `{line[:160]}`" for line in lines)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -71,9 +71,9 @@ def _convolution(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _phantom(found: Mapping[str, Any]) -> str:
+def _phantom(decodes: Mapping[str, Any]) -> str:
     rows = []
-    for name, one in found.items():
+    for name, one in decodes.items():
         if "error" in one:
             rows.append([name, one["error"][:120], *["–"] * 5])
             continue
@@ -92,13 +92,13 @@ def _phantom(found: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
-def _steps(found: Mapping[str, Any]) -> str:
-    graphs = list(next(one["errors"] for one in found.values() if "errors" in one))
+def _steps(variants: Mapping[str, Any]) -> str:
+    graphs = list(next(one["errors"] for one in variants.values() if "errors" in one))
     rows = [
         [LABELS.get(name, name), *(f"{one['errors'][graph]:.1e}" for graph in graphs)]
         if "errors" in one
         else [LABELS.get(name, name), one["error"][:120], *["–"] * (len(graphs) - 1)]
-        for name, one in found.items()
+        for name, one in variants.items()
         if name != "torch fp32"
     ]
     return table(["", *(f"`{graph}`" for graph in graphs)], rows)

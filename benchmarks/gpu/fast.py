@@ -95,7 +95,7 @@ class FastRun:
 
 def measure_preset(run: FastRun, variants: Sequence[Loading], preset: str, rounds: int) -> None:
     """Interleaved rounds of the variants that are ready, then their stages, one variant after another."""
-    found = run.results["presets"].setdefault(preset, {"rounds": [], "stages": {}})
+    kept = run.results["presets"].setdefault(preset, {"rounds": [], "stages": {}})
     if preset != PRESETS[0]:
         for one in _ready(variants):
             one.ask("prepare", preset=preset)
@@ -107,17 +107,17 @@ def measure_preset(run: FastRun, variants: Sequence[Loading], preset: str, round
         for one in _ready(variants)[:: 1 if number % 2 == 0 else -1]:
             for work, spent in one.ask("time", preset=preset).get("milliseconds", {}).items():
                 measured[work][one.name] = spent
-        found["rounds"].append(measured)
+        kept["rounds"].append(measured)
         run.save()
     for one in _ready(variants):
         if run.left_s > 5 and (stages := one.ask("stages", preset=preset, rounds=3)):
-            found["stages"][one.name] = stages["rounds"]
+            kept["stages"][one.name] = stages["rounds"]
             run.save()
     for one in _ready(variants):
-        works = {work: [entry[work][one.name] for entry in found["rounds"]] for work in WORKS}
+        works = {work: [entry[work][one.name] for entry in kept["rounds"]] for work in WORKS}
         if works["decode"]:
             spent = ", ".join(f"{work} {median(times):.1f} ms" for work, times in works.items())
-            run.say(f"{preset} {one.name}: {spent} {_medians(found['stages'].get(one.name, []))}")
+            run.say(f"{preset} {one.name}: {spent} {_medians(kept['stages'].get(one.name, []))}")
 
 
 def _ready(variants: Sequence[Loading]) -> list[Loading]:
@@ -138,10 +138,10 @@ def bounds(bundle: Bundle, preset: str, peaks: dict[str, float]) -> dict[str, An
         "autokl": ("autokl_decode", 1),
         "tokens": ("optimus_decode", TOKENS),
     }
-    found = {}
+    limits = {}
     for stage, (graph, runs) in stages.items():
         work = StageWork(stage, graph, runs, costs_of(bundle, graph))
-        found[stage] = {
+        limits[stage] = {
             "runs": runs,
             "flops": work.work.flops,
             "weight_bytes": work.work.weight_bytes,
@@ -149,7 +149,7 @@ def bounds(bundle: Bundle, preset: str, peaks: dict[str, float]) -> dict[str, An
             "limit_ms": work.limit_ms(peaks["flops"], peaks["bytes"]),
             "bound": work.bound(peaks["flops"], peaks["bytes"]),
         }
-    return found
+    return limits
 
 
 @click.command()
@@ -166,8 +166,10 @@ def main(
     pack: Path, out: Path, variants: str, device: str, rounds: int, budget_s: float, filled: Path | None
 ) -> None:
     """Time whole decodes of every variant, at every preset."""
-    if device == "cuda" and not (found := probe("cuda")).usable:
-        raise click.ClickException(f"engine {found}; --device cpu tries this benchmark with other --variants")
+    if device == "cuda" and not (probed := probe("cuda")).usable:
+        raise click.ClickException(
+            f"engine {probed}; --device cpu tries this benchmark with other --variants"
+        )
     out.mkdir(parents=True, exist_ok=True)
     run = FastRun(out, budget_s)
     names = [name for name in variants.split(",,") if name]
@@ -243,10 +245,10 @@ def _measure(run: FastRun, loading: list[Loading], folder: Path, rounds: int, ou
 
 def measure_stages(run: FastRun, one: Loading, preset: str, rounds: int) -> None:
     """Of a variant that has no whole decode, or none that is of interest."""
-    if found := one.ask("stages", preset=preset, rounds=rounds):
-        run.results.setdefault("stages", {})[one.name] = found["rounds"]
+    if reply := one.ask("stages", preset=preset, rounds=rounds):
+        run.results.setdefault("stages", {})[one.name] = reply["rounds"]
         run.save()
-        run.say(f"{preset} {one.name}: {_medians(found['rounds'])}")
+        run.say(f"{preset} {one.name}: {_medians(reply['rounds'])}")
 
 
 def _compare(run: FastRun, variants: Sequence[Loading], preset: str, out: Path) -> None:
@@ -259,11 +261,11 @@ def _compare(run: FastRun, variants: Sequence[Loading], preset: str, out: Path) 
             decoded[one.name] = load_decoded(path)
             path.unlink()
     parity = {
-        name: compare(found, decoded[REFERENCE]) for name, found in decoded.items() if REFERENCE in decoded
+        name: compare(decode, decoded[REFERENCE]) for name, decode in decoded.items() if REFERENCE in decoded
     }
     run.results["parity"] = {"preset": preset, "variants": parity}
-    for name, found in parity.items():
-        run.say(f"{preset} {name} against {REFERENCE}: {found}")
+    for name, decode in parity.items():
+        run.say(f"{preset} {name} against {REFERENCE}: {decode}")
     run.save()
 
 

@@ -45,13 +45,13 @@ def fast_page(results: Mapping[str, Any]) -> str:
         results.get("notes", ""),
         _FAST,
     ]
-    for preset, found in results["presets"].items():
-        if not any(one["decode"] for one in found["rounds"]):
+    for preset, measured in results["presets"].items():
+        if not any(one["decode"] for one in measured["rounds"]):
             continue
         bounds = results["bounds"].get(preset.partition(" ")[0], {})
-        sections += [f"## `{preset}`", _decodes(results, found, bounds), _ratios(found["rounds"])]
-        if found["stages"]:
-            sections += ["Milliseconds of the stages, each run alone:", _stages(found["stages"], bounds)]
+        sections += [f"## `{preset}`", _decodes(results, measured, bounds), _ratios(measured["rounds"])]
+        if measured["stages"]:
+            sections += ["Milliseconds of the stages, each run alone:", _stages(measured["stages"], bounds)]
     if staged := results.get("stages"):
         sections += _apart(results, staged)
     if kernels := results.get("kernels", {}).get("stages"):
@@ -77,12 +77,12 @@ def _device(results: Mapping[str, Any]) -> str:
     return card(results.get("device", {})) + rates
 
 
-def _decodes(results: Mapping[str, Any], found: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
+def _decodes(results: Mapping[str, Any], measured: Mapping[str, Any], bounds: Mapping[str, Any]) -> str:
     limit = sum(stage["limit_ms"] for stage in bounds.values())
     rows = []
     for name, record in results["variants"].items():
         times = {
-            work: [one[work][name] for one in found["rounds"] if name in one[work]]
+            work: [one[work][name] for one in measured["rounds"] if name in one[work]]
             for work in ("decode", "caption")
         }
         if not times["decode"]:
@@ -107,9 +107,9 @@ def _decodes(results: Mapping[str, Any], found: Mapping[str, Any], bounds: Mappi
 def _ratios(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
     rows = []
     for work, name, slow, fast in PAIRS:
-        found = [one[work][slow] / one[work][fast] for one in rounds if {slow, fast} <= one[work].keys()]
-        if found:
-            rows.append([name, f"**{median(found):.2f}**", f"{min(found):.2f}–{max(found):.2f}"])
+        ratios = [one[work][slow] / one[work][fast] for one in rounds if {slow, fast} <= one[work].keys()]
+        if ratios:
+            rows.append([name, f"**{median(ratios):.2f}**", f"{min(ratios):.2f}–{max(ratios):.2f}"])
     return table(["`cuda`, times faster, within a round", "median", "range"], rows) if rows else ""
 
 
@@ -129,7 +129,7 @@ def _stages(stages: Mapping[str, Sequence[Mapping[str, float]]], bounds: Mapping
 
 def _apart(results: Mapping[str, Any], staged: Mapping[str, Any]) -> list[str]:
     """Of variants whose stages alone were timed: other settings, and torch.compile in three processes."""
-    preset, found = "paper", results["presets"]["paper"]
+    preset, measured = "paper", results["presets"]["paper"]
     compiled = {
         stage: median(one[stage] for one in rounds)
         for name, rounds in staged.items()
@@ -137,8 +137,8 @@ def _apart(results: Mapping[str, Any], staged: Mapping[str, Any]) -> list[str]:
         for stage in rounds[0]
     }
     rows = []
-    if BEST in found["stages"]:
-        own = [median(one[stage] for one in found["stages"][BEST]) for stage in STAGES]
+    if BEST in measured["stages"]:
+        own = [median(one[stage] for one in measured["stages"][BEST]) for stage in STAGES]
         rows.append([LABELS[BEST], *(f"{each:.1f}" for each in own), f"{sum(own):.0f}"])
     for name, rounds in staged.items():
         if not name.startswith(COMPILED):
@@ -148,7 +148,7 @@ def _apart(results: Mapping[str, Any], staged: Mapping[str, Any]) -> list[str]:
     if set(compiled) == set(STAGES):
         spent = [compiled[stage] for stage in STAGES]
         rows.append([LABELS[COMPILED], *(f"{each:.1f}" for each in spent), f"{sum(spent):.0f}"])
-        decode = median(one["decode"][BEST] for one in found["rounds"] if BEST in one["decode"])
+        decode = median(one["decode"][BEST] for one in measured["rounds"] if BEST in one["decode"])
         sections.append(
             f"Milliseconds of stages, each run alone. Compiling takes minutes, so that three processes shared it, and "
             f"there is no whole decode of it: one stage after another takes {sum(spent):.0f} ms, "
@@ -161,13 +161,13 @@ def _apart(results: Mapping[str, Any], staged: Mapping[str, Any]) -> list[str]:
 
 def _kernels(stages: Mapping[str, Any]) -> list[str]:
     sections = []
-    for stage, found in stages.items():
-        total = found["microseconds"]
+    for stage, profile in stages.items():
+        total = profile["microseconds"]
         rows = [
             [f"`{_short(name)}`", str(count), f"{spent / count:.1f}", f"{spent / total:.1%}"]
-            for name, count, spent in found["rows"][:_KERNELS]
+            for name, count, spent in profile["rows"][:_KERNELS]
         ]
-        title = f"{stage.replace('_', ' ')}: {found['launches']:,} launches, {total / 1000:.1f} ms"
+        title = f"{stage.replace('_', ' ')}: {profile['launches']:,} launches, {total / 1000:.1f} ms"
         sections += [title, table(["kernel", "launches", "µs each", "of the time"], rows)]
     return sections
 

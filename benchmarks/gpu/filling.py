@@ -51,8 +51,8 @@ def room() -> Iterator[Path]:
 def architecture(packed: Path) -> dict[str, Any]:
     """The sizes of the packed bundle, which cannot be opened without its weights."""
     manifest: dict[str, Any] = json.loads((packed / MANIFEST).read_text(encoding="utf-8"))
-    found: dict[str, Any] = manifest["architecture"]
-    return found
+    sizes: dict[str, Any] = manifest["architecture"]
+    return sizes
 
 
 def is_filled(folder: Path) -> bool:

@@ -191,15 +191,15 @@ def _part(value: ir.Value, parameter: str, whole: tuple[int, ...]) -> Part:
     assert value.name is not None, "initializers are registered by name"
     assert value.const_value is not None, "initializers hold tensors"
     shape = tuple(int(size) for size in value.const_value.shape.numpy())
-    found = _VIEW.search(value.name)
-    assert found is not None, "the pattern may be empty"
-    start = int(found[1] or 0)
+    match = _VIEW.search(value.name)
+    assert match is not None, "the pattern may be empty"
+    start = int(match[1] or 0)
     if len(whole) != 2 or len(shape) != 2:
-        rows = shape[0] if len(whole) == 1 and found[1] else whole[0]
+        rows = shape[0] if len(whole) == 1 and match[1] else whole[0]
         return Part(parameter, start, start + rows, False)
     # A matrix in the exporter's own constants has lost its name; MatMul takes (in, out), torch keeps (out, in).
     used_by = {use.node.op_type for use in value.uses()}
-    transposed = "_transposed_10" in found[0] or (value.name.startswith("val_") and used_by == {"MatMul"})
+    transposed = "_transposed_10" in match[0] or (value.name.startswith("val_") and used_by == {"MatMul"})
     rows = shape[1] if transposed else shape[0]
     if (shape[0] if transposed else shape[1]) != whole[1] or start + rows > whole[0]:
         raise ValueError(f"{value.name} {shape} is no part of {parameter} {whole}")

@@ -69,10 +69,10 @@ def _manifest(
     """Also writes what else a bundle holds."""
     rng, clip = np.random.default_rng(0), sizes.clip
     shapes = [(1, tokens, sizes.unet.context_dim) for tokens in (clip.image_tokens, clip.text_tokens)]
-    nothing = dict(
+    unconditional = dict(
         zip(UNCONDITIONAL, (rng.standard_normal(shape).astype(np.float32) for shape in shapes), strict=True)
     )
-    save_file(nothing, folder / CONSTANTS)
+    save_file(unconditional, folder / CONSTANTS)
     write_vocabulary(folder / "tokenizers" / "gpt2", int(sizes.optimus.decoder["vocab_size"]) - SPECIAL)
     return {
         "schema_version": SCHEMA_VERSION,

@@ -40,9 +40,9 @@ def run_part(
             code = f"ended after {limit_s:.0f} s"
         log.seek(0)
         tail = log.read().strip().splitlines()[-_TAIL_LINES:]
-    found = read(out / f"{name}.json")
+    results = read(out / f"{name}.json")
     return {
-        **found,
+        **results,
         "ended": code,
         "seconds": round(perf_counter() - begun, 1),
         **({} if code == 0 else {"tail": tail}),
@@ -53,8 +53,8 @@ def read(path: Path) -> dict[str, Any]:
     """A part's results so far; empty where there are none."""
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:

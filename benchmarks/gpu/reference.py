@@ -37,44 +37,46 @@ def write_reference(path: Path, scans: int = SCANS) -> None:
 def decode_all(bundle: Bundle, engine: Engine, betas: Any) -> dict[str, Any]:
     """Pictures, captions and tokens of all scans, latents of the first, milliseconds, and what fell back to fp32."""
     decoder = Decoder(bundle, bundle.subject(SUBJECT), engine, PRESET, CaptionOptions())
-    found: dict[str, Any] = {key: [] for key in ("images", "captions", "image_latents", "text_latents", "ms")}
+    decodes: dict[str, Any] = {
+        key: [] for key in ("images", "captions", "image_latents", "text_latents", "ms")
+    }
     fallbacks: Counter[str] = Counter()
     for number, scan in enumerate(betas):
         begun = perf_counter()
         result = decoder.decode(scan, seed=number)
-        found["ms"].append((perf_counter() - begun) * 1000)
-        found["images"].append(result.image)
-        found["captions"].append(result.caption)
+        decodes["ms"].append((perf_counter() - begun) * 1000)
+        decodes["images"].append(result.image)
+        decodes["captions"].append(result.caption)
         fallbacks.update(result.fallbacks)
         if number < WITH_LATENTS:
             for flow, latent in result.latents.items():
-                found[f"{flow}_latents"].append(latent)
-    return {**found, "fallbacks": sorted(fallbacks)}
+                decodes[f"{flow}_latents"].append(latent)
+    return {**decodes, "fallbacks": sorted(fallbacks)}
 
 
-def compare_all(found: dict[str, Any], reference: Any) -> dict[str, Any]:
+def compare_all(decodes: dict[str, Any], reference: Any) -> dict[str, Any]:
     """How far decodes are from those on the CPU: PSNR, latents' relative distances, share of equal captions."""
-    count = len(found["images"])
+    count = len(decodes["images"])
     psnr = [
         psnr_db(ours / 255, theirs / 255)
-        for ours, theirs in zip(found["images"], reference["images"][:count], strict=True)
+        for ours, theirs in zip(decodes["images"], reference["images"][:count], strict=True)
     ]
     same = [
         ours == str(theirs)
-        for ours, theirs in zip(found["captions"], reference["captions"][:count], strict=True)
+        for ours, theirs in zip(decodes["captions"], reference["captions"][:count], strict=True)
     ]
     return {
         "scans": count,
         "psnr_db": {"least": min(psnr), "median": float(np.median(psnr))},
         "same_captions": sum(same) / count,
-        **{f"{name}_latent_error": _worst(found, reference, name) for name in ("image", "text")},
-        "fallbacks": found["fallbacks"],
-        "decode_ms": {"first": found["ms"][0], "median": float(np.median(found["ms"]))},
+        **{f"{name}_latent_error": _worst(decodes, reference, name) for name in ("image", "text")},
+        "fallbacks": decodes["fallbacks"],
+        "decode_ms": {"first": decodes["ms"][0], "median": float(np.median(decodes["ms"]))},
     }
 
 
-def _worst(found: dict[str, Any], reference: Any, name: str) -> float | None:
+def _worst(decodes: dict[str, Any], reference: Any, name: str) -> float | None:
     pairs: Sequence[tuple[Any, Any]] = list(
-        zip(found[f"{name}_latents"], reference[f"{name}_latents"], strict=False)
+        zip(decodes[f"{name}_latents"], reference[f"{name}_latents"], strict=False)
     )
     return max((distance(ours, theirs) for ours, theirs in pairs), default=None)

@@ -55,23 +55,23 @@ def tables_of(bundle: Bundle, preset: str) -> dict[Flow, SamplerTable]:
     return {flow: bundle.preset(preset).table(bundle.schedule, flow) for flow in FLOWS}
 
 
-def compare(found: Decoded, wanted: Decoded) -> dict[str, Any]:
+def compare(decoded: Decoded, wanted: Decoded) -> dict[str, Any]:
     """How far a decode is from another: PSNR of the pictures, relative L2 distances of latents, equality of tokens."""
     return {
-        "psnr_db": psnr_db(found.image.clip(0, 1), wanted.image.clip(0, 1)),
-        **{f"{flow}_latent_error": distance(found.latents[flow], wanted.latents[flow]) for flow in FLOWS},
-        "same_tokens": found.tokens == wanted.tokens,
-        "finite": all(bool(np.isfinite(x).all()) for x in (found.image, *found.latents.values())),
+        "psnr_db": psnr_db(decoded.image.clip(0, 1), wanted.image.clip(0, 1)),
+        **{f"{flow}_latent_error": distance(decoded.latents[flow], wanted.latents[flow]) for flow in FLOWS},
+        "same_tokens": decoded.tokens == wanted.tokens,
+        "finite": all(bool(np.isfinite(x).all()) for x in (decoded.image, *decoded.latents.values())),
     }
 
 
-def psnr_db(found: Any, wanted: Any) -> float:
+def psnr_db(picture: Any, wanted: Any) -> float:
     """Of pictures in [0, 1]; 200 where they are equal, since infinity is no JSON."""
-    error = float(np.mean((np.asarray(found, np.float64) - np.asarray(wanted, np.float64)) ** 2))
+    error = float(np.mean((np.asarray(picture, np.float64) - np.asarray(wanted, np.float64)) ** 2))
     return min(200.0, -10 * float(np.log10(error))) if error else 200.0
 
 
-def distance(found: Any, wanted: Any) -> float:
+def distance(values: Any, wanted: Any) -> float:
     """Relative L2 distance."""
-    difference = np.asarray(found, np.float64) - wanted
+    difference = np.asarray(values, np.float64) - wanted
     return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(wanted, np.float64)))

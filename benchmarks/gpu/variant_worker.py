@@ -176,12 +176,12 @@ class Answers:
         """Milliseconds of each of `WORKS`, after one that is not counted: another process had the device before."""
         variant, scan = self._loaded, self._scans[0]
         variant.caption(preset, scan)
-        found = {}
+        milliseconds = {}
         for work in WORKS:
             begun = perf_counter()
             getattr(variant, work)(preset, scan)
-            found[work] = (perf_counter() - begun) * 1000
-        return {"milliseconds": found}
+            milliseconds[work] = (perf_counter() - begun) * 1000
+        return {"milliseconds": milliseconds}
 
     def _stages(self, preset: str, rounds: int) -> dict[str, Any]:
         variant, scan, stages = self._loaded, self._scans[0], self._kind.stages
@@ -192,7 +192,7 @@ class Answers:
         """By stage, every kernel that the device ran, how often and for how long, as CUPTI traces them."""
         import torch
 
-        variant, scan, found = self._loaded, self._scans[0], {}
+        variant, scan, profiles = self._loaded, self._scans[0], {}
         for stage in ("image_loop", "text_loop", "tokens"):
             variant.stages(preset, scan, [stage])
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -208,20 +208,20 @@ class Answers:
                     spent[event["name"][:200]] = count + 1, total + float(event["dur"])
             rows = sorted(((name, *one) for name, one in spent.items()), key=lambda row: -row[2])
             total_us = sum(total for _, total in spent.values())
-            found[stage] = {
+            profiles[stage] = {
                 "microseconds": total_us,
                 "launches": sum(n for n, _ in spent.values()),
                 "rows": rows[:80],
             }
-        return {"preset": preset, "stages": found}
+        return {"preset": preset, "stages": profiles}
 
     def _decode(self, preset: str, path: str) -> dict[str, Any]:
-        found = self._loaded.decode(preset, self._scans[0])
+        decoded = self._loaded.decode(preset, self._scans[0])
         np.savez(
             path,
-            image=found.image,
-            tokens=found.tokens,
-            **{f"{k}_latent": v for k, v in found.latents.items()},
+            image=decoded.image,
+            tokens=decoded.tokens,
+            **{f"{k}_latent": v for k, v in decoded.latents.items()},
         )
         return {}
 

@@ -108,21 +108,21 @@ class EngineVariant(LoadedVariant):
             self._context.write(f"{name}_context", context)
         for flow in FLOWS:
             self._load(flow, scan)
-        found = {}
+        milliseconds = {}
         if "context" in only:
-            found["context"] = _milliseconds(self._context.run)
+            milliseconds["context"] = _milliseconds(self._context.run)
         for program, its in ((programs.picture, ("image_loop", "autokl")), (programs.text, ("text_loop",))):
             if set(its) & set(only):
                 program.start()
                 program.finish()
-                found.update(program.milliseconds)
+                milliseconds.update(program.milliseconds)
         if "tokens" in only:
-            found["tokens"] = _milliseconds(lambda: self._write(scan.latents["text"], scan.tokens))
-        return {stage: found[stage] for stage in only}
+            milliseconds["tokens"] = _milliseconds(lambda: self._write(scan.latents["text"], scan.tokens))
+        return {stage: milliseconds[stage] for stage in only}
 
     def steps(self, preset: str, scan: RandomScan) -> dict[str, Any]:
         self._guide(scan)
-        found: dict[str, Any] = {"unet_context": self._context.read("image_context.0.keys")}
+        outputs: dict[str, Any] = {"unet_context": self._context.read("image_context.0.keys")}
         for flow, table in tables_of(self._bundle, preset).items():
             times = self._engine.open(self._bundle.graph("unet_time"), free=1)
             times.write("timesteps", table.timesteps[:1])
@@ -132,13 +132,13 @@ class EngineVariant(LoadedVariant):
             session.write("modulation", times.read(f"{flow}_modulation"))
             session.write("coefficients", table.coefficients[0].astype(np.float32))
             session.run()
-            found[f"unet_{flow}_step"] = session.read("x0")
+            outputs[f"unet_{flow}_step"] = session.read("x0")
         self._autokl.write("latent", scan.latents["image"])
         self._autokl.run()
-        found["autokl_decode"] = self._autokl.read("image")
+        outputs["autokl_decode"] = self._autokl.read("image")
         self._write(scan.latents["text"], 1)
-        found["optimus_decode"] = self._optimus.read("logits")
-        return found
+        outputs["optimus_decode"] = self._optimus.read("logits")
+        return outputs
 
     def _guide(self, scan: RandomScan) -> None:
         for name, context in scan.contexts.items():
@@ -244,14 +244,14 @@ class TorchVariant(LoadedVariant):
         with self._torch.inference_mode():
             self._guide(scan)
             latents = {flow: self._on(scan.latents[flow]) for flow in FLOWS}
-            found: dict[str, Any] = {"unet_context": self._keys_values[0]}
+            outputs: dict[str, Any] = {"unet_context": self._keys_values[0]}
             for flow, latent in latents.items():
-                found[f"unet_{flow}_step"] = self._step(
+                outputs[f"unet_{flow}_step"] = self._step(
                     preset, flow, 0, latent, self._torch.zeros_like(latent)
                 )[1]
-            found["autokl_decode"] = self._picture(latents["image"])
-            found["optimus_decode"] = self._token(latents["text"], *self._begin())[0]
-            return {name: array.float().cpu().numpy() for name, array in found.items()}
+            outputs["autokl_decode"] = self._picture(latents["image"])
+            outputs["optimus_decode"] = self._token(latents["text"], *self._begin())[0]
+            return {name: array.float().cpu().numpy() for name, array in outputs.items()}
 
     def _guide(self, scan: RandomScan) -> None:
         given = [self._on(scan.contexts[name]).to(self._dtype) for name in FLOWS]

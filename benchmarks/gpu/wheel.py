@@ -75,10 +75,10 @@ def _without_code(library: Path, architecture: int) -> bytes:
 def _code(library: Path) -> tuple[int, int]:
     """Where the machine code for devices begins, and its size."""
     listed = subprocess.run(["readelf", "-SW", library], capture_output=True, text=True, check=True)
-    found = _SECTION.search(listed.stdout)
-    if found is None:
+    section = _SECTION.search(listed.stdout)
+    if section is None:
         raise ValueError(f"{_PROVIDER} has no .nv_fatbin section")
-    return int(found[1], 16), int(found[2], 16)
+    return int(section[1], 16), int(section[2], 16)
 
 
 def _unused(code: bytes) -> bool:

@@ -69,15 +69,15 @@ def peers_of(work: Work, wanted: Sequence[str]) -> list[str]:
     return [name for name in wanted if name in known]
 
 
-def seconds(found: Mapping[str, Any], work: Work, peer: str) -> dict[str, float]:
+def seconds(works: Mapping[str, Any], work: Work, peer: str) -> dict[str, float]:
     """Median seconds of each variant of a peer at a work; empty where it was not measured."""
-    spreads = found.get(work, {}).get("seconds", {})
+    spreads = works.get(work, {}).get("seconds", {})
     return {
         name.split("/")[1]: spread["median"] for name, spread in spreads.items() if name.split("/")[0] == peer
     }
 
 
-def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedule) -> dict[str, float]:
+def loops(measured: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedule) -> dict[str, float]:
     """Seconds of a peer's image loop, caption (loop and GPT-2), picture and whole decode, as far as they are known.
 
     Ours have contexts and time apart from the loop: what a whole step takes more than a partitioned one is added once.
@@ -91,7 +91,7 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
     parts: dict[str, float] = {}
     works: tuple[tuple[Work, str], ...] = (("image", "image loop"), ("text", "text loop"))
     for work, name in works:
-        each = seconds(found, work, peer) or seconds(found, work, peer.replace("diffusers", "torch"))
+        each = seconds(measured, work, peer) or seconds(measured, work, peer.replace("diffusers", "torch"))
         if peer.startswith("diffusers"):
             each = {name: value for name, value in each.items() if name == "whole"}
         if "partitioned" in each:
@@ -100,7 +100,7 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
         elif "whole" in each:
             parts[name] = counts[work] * each["whole"]
     own = peer.replace("diffusers", "torch")
-    token, picture = seconds(found, "caption", own), seconds(found, "autokl", own)
+    token, picture = seconds(measured, "caption", own), seconds(measured, "autokl", own)
     gpt2 = token.get("recompute" if peer.startswith("diffusers") else "cached")
     if gpt2 is not None and "text loop" in parts:
         parts["caption"] = parts["text loop"] + gpt2
@@ -111,11 +111,11 @@ def loops(found: Mapping[str, Any], peer: str, preset: Preset, schedule: Schedul
     return parts
 
 
-def summarise(found: Mapping[str, Any], schedule: Schedule, presets: Mapping[str, Preset]) -> dict[str, Any]:
+def summarise(works: Mapping[str, Any], schedule: Schedule, presets: Mapping[str, Preset]) -> dict[str, Any]:
     """Loops of every peer in ``paper`` and ``fast``, and how many times faster than the reference they are."""
-    peers = dict.fromkeys(name.split("/")[0] for work in found.values() for name in work.get("seconds", {}))
+    peers = dict.fromkeys(name.split("/")[0] for work in works.values() for name in work.get("seconds", {}))
     times = {
-        preset: {peer: loops(found, peer, presets[preset], schedule) for peer in peers}
+        preset: {peer: loops(works, peer, presets[preset], schedule) for peer in peers}
         for preset in ("paper", "fast")
     }
     reference = times["paper"].get(REFERENCE, {})
@@ -135,7 +135,7 @@ def summarise(found: Mapping[str, Any], schedule: Schedule, presets: Mapping[str
 
 def page(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    found, summary = results["works"], results["summary"]
+    works, summary = results["works"], results["summary"]
     faster = summary["times_faster_than_diffusers_fp32"]
     sections = [
         f"# A decode by everybody: {results['size']}",
@@ -153,7 +153,7 @@ def page(results: Mapping[str, Any]) -> str:
     sections += [
         "## Times faster than diffusers in fp32",
         table(["", *faster], rows),
-        _targets(faster, found),
+        _targets(faster, works),
     ]
     for preset, times in summary["seconds"].items():
         parts = ("image loop", "text loop", "caption", "picture", "decode")
@@ -164,7 +164,7 @@ def page(results: Mapping[str, Any]) -> str:
         "reference runs it, all tokens anew for each next one (and with our torch module's text step, where diffusers "
         "cannot have the size); torch's own keeps keys and values."
     )
-    for work, measured in found.items():
+    for work, measured in works.items():
         rows = [
             [
                 variant,
@@ -183,9 +183,9 @@ def page(results: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _targets(faster: Mapping[str, Mapping[str, float]], found: Mapping[str, Any]) -> str:
+def _targets(faster: Mapping[str, Mapping[str, float]], works: Mapping[str, Any]) -> str:
     lines = []
-    missing = {name for work in found.values() for name in work.get("left_out", {})}
+    missing = {name for work in works.values() for name in work.get("left_out", {})}
     for title, peer, target in TARGETS:
         value = faster.get(title, {}).get(peer)
         if value is not None:
@@ -237,7 +237,7 @@ def main(
         (work / "export-fp32.json").unlink(missing_ok=True)
     made.export("fp32")
     extensions = machine.collect()["vector_extensions"]
-    found: dict[str, Any] = {}
+    measured_works: dict[str, Any] = {}
     kept = KeptResults(work, f"{NAME}-")
 
     def measured(each: Work) -> dict[str, Any]:
@@ -254,13 +254,13 @@ def main(
 
     for each in WORKS:
         if each in works or kept.there(each):
-            found[each] = kept.once(each, partial(measured, each))
+            measured_works[each] = kept.once(each, partial(measured, each))
     bundle = Bundle.open(work / "fp32", verify=False)
     results = {
         "size": "the phantom's" if size == "phantom" else "published size",
         "machine": machine.collect(),
-        "works": found,
-        "summary": summarise(found, bundle.schedule, PRESETS),
+        "works": measured_works,
+        "summary": summarise(measured_works, bundle.schedule, PRESETS),
     }
     write_results(out / f"{NAME}-{size}", results, page(results))
 

@@ -63,7 +63,7 @@ class Cell:
 
 def cells() -> list[Cell]:
     """All cells, ``paper`` first, then coarse before fine: an early end has seen every sampler and number of steps."""
-    found = [Cell(PRESETS[PAPER])]
+    planned = [Cell(PRESETS[PAPER])]
     for interval in INTERVALS:
         for strength in STRENGTHS:
             for sampler, counts in STEPS.items():
@@ -81,8 +81,8 @@ def cells() -> list[Cell]:
                             strength=share,
                             guidance_interval=interval,
                         )
-                        found.append(Cell(preset))
-    return list(dict.fromkeys(found))
+                        planned.append(Cell(preset))
+    return list(dict.fromkeys(planned))
 
 
 def judge(record: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def judge(record: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, Any]
     for name, values in record["scores"].items():
         metric = {**METRICS, **NAMING}.get(name.removesuffix(" of captions"))
         sign = -1 if metric is not None and not metric.higher_is_better else 1
-        found = difference(sign * np.array(values), sign * np.array(paper["scores"][name]))
+        compared = difference(sign * np.array(values), sign * np.array(paper["scores"][name]))
         # A network apart from the known ones is compared by two-way identification, too.
         chance = 0.5 if metric is None else metric.chance or 0.0
-        losses[name] = found.record()
-        shares[name] = -found.mean / max(abs(float(np.mean(paper["scores"][name])) - chance), 1e-9)
+        losses[name] = compared.record()
+        shares[name] = -compared.mean / max(abs(float(np.mean(paper["scores"][name])) - chance), 1e-9)
     return {
         "differences": losses,
         "lost": shares,
@@ -131,10 +131,10 @@ def quickest(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def frontier(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Names of cells that no quicker cell reaches in quality, the quickest first."""
-    found: list[str] = []
+    names: list[str] = []
     best = -np.inf
     for name in quickest(records):
         if records[name]["judged"]["quality"] > best:
-            found.append(name)
+            names.append(name)
             best = records[name]["judged"]["quality"]
-    return found
+    return names

@@ -192,12 +192,12 @@ def _confirm(kept: KeptResults, engine: str, scans: int, chosen: Mapping[str, st
     bench = Bench(engine, scans, _OTHER_SCENES)
     by_name = {cell.name: cell for cell in cells()}
     paper, decoded = measure_cell(bench, by_name[Cell(PRESETS[PAPER]).name], None)
-    found: dict[str, Any] = {"chosen": dict(chosen), PAPER: paper}
+    confirmed: dict[str, Any] = {"chosen": dict(chosen), PAPER: paper}
     for preset, name in chosen.items():
         record, _ = measure_cell(bench, by_name[name], decoded)
-        found[preset] = {**record, "judged": judge(record, paper)}
-    kept.keep("confirmed", found)
-    return found
+        confirmed[preset] = {**record, "judged": judge(record, paper)}
+    kept.keep("confirmed", confirmed)
+    return confirmed
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -269,9 +269,9 @@ def picture(results: Mapping[str, Any]) -> str:
     marked[PAPER] = place(Cell(PRESETS[PAPER]).name)
     axes = ("milliseconds of a decode, one thread", "quality, paper = 1")
     title = f"Sampler settings on the phantom, {results['scans']} scans"
-    line, found = [place(name) for name in results["frontier"]], results["machine"]
+    line, where = [place(name) for name in results["frontier"]], results["machine"]
     footer = [
-        f"{found['cpu']}, {found['cores']} cores; {results['engine']}; the phantom {results['fingerprint']}"
+        f"{where['cpu']}, {where['cores']} cores; {results['engine']}; the phantom {results['fingerprint']}"
     ]
     return scatter(points, title, axes, samplers, line, marked, footer)
 

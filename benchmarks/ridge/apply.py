@@ -65,14 +65,14 @@ def measure(folder: Path, work: Path, rounds: int, dense_mb: int) -> dict[str, A
         "sum": (lambda: _on_all_cores(np.sum, words), 1.0),
         "dense": (lambda: products([z], [dense]), targets / width),
     }
-    found: dict[str, list[float]] = {name: [] for name in variants}
+    milliseconds: dict[str, list[float]] = {name: [] for name in variants}
     try:
         for number in range(rounds + 1):
             for name, (run, share) in variants.items():
                 start = time.perf_counter()
                 run()
                 if number:  # the first warms up
-                    found[name].append(1000 * (time.perf_counter() - start) * share)
+                    milliseconds[name].append(1000 * (time.perf_counter() - start) * share)
     finally:
         (work / "dense.npy").unlink()
     return {
@@ -85,24 +85,24 @@ def measure(folder: Path, work: Path, rounds: int, dense_mb: int) -> dict[str, A
         "dense_bytes": 4 * subject.voxels * targets,
         "dense_share": width / targets,
         "cold_ms": cold,
-        "milliseconds": found,
+        "milliseconds": milliseconds,
     }
 
 
 def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    found = results["milliseconds"]
+    milliseconds = results["milliseconds"]
     rows = [
         [
             LABELS[name],
             f"{median(each):.1f}",
             f"{min(each):.1f}–{max(each):.1f}",
             *(
-                f"{median(a / b for a, b in zip(each, found[read], strict=True)):.2f}"
+                f"{median(a / b for a, b in zip(each, milliseconds[read], strict=True)):.2f}"
                 for read in ("copy", "sum")
             ),
         ]
-        for name, each in found.items()
+        for name, each in milliseconds.items()
     ]
     ranks = ", ".join(f"{name} {rank or 'exact'}" for name, rank in results["ranks"].items())
     return (

@@ -94,17 +94,17 @@ def measure(bundle: Bundle, engine_name: str, count: int) -> dict[str, Any]:
             result = yardstick.measure(lab.decode(name, requests))
             scores[name] = _together(result.images, result.captions)
             told[name] = result.told
-    found = {}
+    stored = {}
     for name in scores:
         subject = bundle.subject(name)
-        found[name] = {
+        stored[name] = {
             "bytes": sum(subject.size_bytes(head) for head in subject.heads),
             "ranks": {head: each.rank for head, each in subject.heads.items()},
             "same_caption": sum(a == b for a, b in zip(told[name], told[EXACT], strict=True)) / count,
             "scores": {key: value.record() for key, value in scores[name].summary().items()},
             "difference": {key: value.record() for key, value in scores[name].against(scores[EXACT]).items()},
         }
-    return {"machine": machine.collect(), "scans": count, "engine": engine.name, "stored": found}
+    return {"machine": machine.collect(), "scans": count, "engine": engine.name, "stored": stored}
 
 
 def page(results: dict[str, Any]) -> str:

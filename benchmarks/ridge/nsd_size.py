@@ -45,13 +45,13 @@ class Identification:
         self.sums = np.zeros((4, scans))
         self.count = 0
 
-    def add(self, found: Floats, true: Floats) -> None:
-        self.products += found @ true.T
+    def add(self, predicted: Floats, true: Floats) -> None:
+        self.products += predicted @ true.T
         self.sums += [
             values.sum(axis=1, dtype=np.float64)
-            for values in (found, np.square(found), true, np.square(true))
+            for values in (predicted, np.square(predicted), true, np.square(true))
         ]
-        self.count += found.shape[1]
+        self.count += predicted.shape[1]
 
     @property
     def percent(self) -> float:
@@ -71,7 +71,7 @@ def compare(
     work: Path,
 ) -> dict[str, dict[str, Any]]:
     """Stored predictions against dense ones on unseen scans: correlation by head, identification of stimuli."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in subjects}
+    compared: dict[str, dict[str, Any]] = {name: {} for name in subjects}
     stored: dict[str, dict[str, Floats]] = {}
     for name, subject in subjects.items():
         # On disk: of all subjects, memory has no room for them.
@@ -95,7 +95,7 @@ def compare(
                 identified[name].add(values[:, part] - mean, true)
         for name, subject in subjects.items():
             correlation = np.concatenate(each[name])
-            found[name][head] = {
+            compared[name][head] = {
                 "correlation": float(np.nanmean(correlation)),
                 "worst_target": float(np.nanmin(correlation)),
                 "identification_dense": identified["dense"].percent,
@@ -107,7 +107,7 @@ def compare(
                 "size_bytes": subject.size_bytes(head),
             }
             (work / f"{name}.{head}.npy").unlink()
-    return found
+    return compared
 
 
 def measure(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def measure(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...])
         if name == "stored":
             peak = max(seconds.read("peak") or 0, _high_water())
             seconds.keep("peak", peak)
-    found = compare(world, fits, subjects, tests, test_latents, work)
+    compared = compare(world, fits, subjects, tests, test_latents, work)
     return {
         "machine": machine.collect(),
         "load_average": machine.load_average(),
@@ -159,15 +159,15 @@ def measure(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...])
                 "worst_head": min(head["correlation"] for head in heads.values()),
                 "heads": heads,
             }
-            for name, heads in found.items()
+            for name, heads in compared.items()
         ],
     }
 
 
 def _high_water() -> int:
-    found = memory_of()
-    assert found is not None
-    return found.high_water
+    memory = memory_of()
+    assert memory is not None
+    return memory.high_water
 
 
 @contextmanager
@@ -179,19 +179,19 @@ def _timed(seconds: KeptResults, part: str) -> Iterator[None]:
         seconds.keep(part, time.monotonic() - start)
 
 
-def page(found: dict[str, Any]) -> str:
+def page(nsd: dict[str, Any]) -> str:
     """The results as Markdown."""
-    stored = found["curve"][0]
-    dense_bytes = 4 * found["voxels"] * found["targets"]
+    stored = nsd["curve"][0]
+    dense_bytes = 4 * nsd["voxels"] * nsd["targets"]
     lines = [
         "# Ridge heads at the size of NSD",
         "",
-        f"{found['scans']:,} × {found['voxels']:,} voxels, {found['targets']:,} targets (scale {found['scale']:g}), "
-        f"simulated as `benchmarks/ridge/nsd_like.py` says; {found['machine']['cpu']}, "
-        f"{found['machine']['cores']} cores, load {found['load_average']}.",
+        f"{nsd['scans']:,} × {nsd['voxels']:,} voxels, {nsd['targets']:,} targets (scale {nsd['scale']:g}), "
+        f"simulated as `benchmarks/ridge/nsd_like.py` says; {nsd['machine']['cpu']}, "
+        f"{nsd['machine']['cores']} cores, load {nsd['load_average']}.",
         "",
-        f"Fit {found['seconds']['fit'] / 60:.1f} min, stored in {found['seconds']['store'] / 60:.1f} min; peak memory "
-        f"{found['peak_rss_bytes'] / 2**30:.1f} GiB. Dense heads are {dense_bytes / 1e9:.2f} GB, stored ones "
+        f"Fit {nsd['seconds']['fit'] / 60:.1f} min, stored in {nsd['seconds']['store'] / 60:.1f} min; peak memory "
+        f"{nsd['peak_rss_bytes'] / 2**30:.1f} GiB. Dense heads are {dense_bytes / 1e9:.2f} GB, stored ones "
         f"{stored['size_bytes'] / 1e9:.3f} GB.",
         "",
         "| head | alpha | held-out r | rank | MB | r with dense | worst target | identification dense, stored |",
@@ -209,7 +209,7 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(found: dict[str, Any], path: Path) -> None:
+def plot(measured: dict[str, Any], path: Path) -> None:
     """Size of the stored heads against how far their predictions are from dense heads'."""
     import matplotlib
 
@@ -217,7 +217,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), dpi=120)
-    points = sorted(found["curve"], key=lambda point: point["size_bytes"])
+    points = sorted(measured["curve"], key=lambda point: point["size_bytes"])
     sizes = [point["size_bytes"] / 1e6 for point in points]
     for key, label in (("correlation", "mean of heads"), ("worst_head", "worst head")):
         axes.loglog(sizes, [1 - point[key] for point in points], "o-", label=label)
@@ -244,9 +244,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
 @out_option
 def main(work: Path, scale: float, max_mb: float, budgets: tuple[float, ...], out: Path) -> None:
     """Fit, store and judge ridge heads at the size of NSD, simulated."""
-    found = measure(work, scale, max_mb, budgets)
-    write_results(out / "ridge-nsd", found, page(found))
-    plot(found, out / "ridge-nsd.png")
+    measured = measure(work, scale, max_mb, budgets)
+    write_results(out / "ridge-nsd", measured, page(measured))
+    plot(measured, out / "ridge-nsd.png")
 
 
 if __name__ == "__main__":

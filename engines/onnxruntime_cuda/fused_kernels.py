@@ -61,7 +61,7 @@ def shortfall(promised: Mapping[str, int], kernels: Mapping[str, int]) -> str | 
     """
     short = []
     for title, names in REQUIRED.items():
-        found, wanted = (sum(counts.get(name, 0) for name in names) for counts in (kernels, promised))
-        if found < wanted:
-            short.append(f"{found} of {wanted} {title}")
+        run, wanted = (sum(counts.get(name, 0) for name in names) for counts in (kernels, promised))
+        if run < wanted:
+            short.append(f"{run} of {wanted} {title}")
     return f"only {' and '.join(short)} have a kernel" if short else None

@@ -111,8 +111,8 @@ def _layer_norm(editor: Editor, node: ir.Node) -> None:
     elif len(total.tensors) == 1 and len(shape) == 3:
         # The kernel wants a second tensor, and lets one row of it serve all.
         form = (shape[0] * shape[1], 1, shape[2])
-        nothing = editor.zeros((1, 1, shape[2]))
-        inputs = [editor.reshape(adding, total.tensors[0], form), nothing, scale, bias, vector]
+        zero = editor.zeros((1, 1, shape[2]))
+        inputs = [editor.reshape(adding, total.tensors[0], form), zero, scale, bias, vector]
     else:
         return
     _take_biases(total)
