@@ -3,7 +3,7 @@
 Guidance, sampler, caption and rounding are written here once more, from their formulas, so that `unibrain-rt verify`
 compares two ways to the same numbers. The file stands in the repository as ``tests/golden/phantom.safetensors``:
 
-    python -m unibrain_rt.export.phantom.golden tests/golden/phantom.safetensors
+    python tests/golden/record_phantom.py tests/golden/phantom.safetensors
 
 It takes some minutes, and the same bundle gives the same file up to rounding.
 """
