@@ -38,10 +38,6 @@ class ThreadClock:
         if self._file is not None and len(os.pread(self._file, 200, 0).split()) < 2:
             self._file = None
 
-    @property
-    def knows_waiting(self) -> bool:
-        return self._file is not None
-
     def now(self) -> Moment:
         waited = self._waited()
         while True:

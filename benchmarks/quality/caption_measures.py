@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
-from unibrain_rt.benchmarks.quality.image_measures import two_way_identification
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
 from unibrain_rt.errors import InputError
@@ -90,15 +89,6 @@ def bleu(captions: Sequence[str], references: References) -> Float:
         ],
         np.float64,
     )
-
-
-def text_identification(captions: Sequence[str], references: References, features: TextFeatures) -> Float:
-    """Two-way identification (N,) by CLIP's text features, chance 0.5: the column "CLIP" of UniBrain's captions.
-
-    A stimulus with several captions is the mean of their features.
-    """
-    _check(captions, references)
-    return two_way_identification(features(captions), features.mean(references))
 
 
 class TextFeatures:

@@ -193,17 +193,3 @@ class CaptionJudge:
             "CLIP": two_way_identification(self._encode(captions), self._features),
         }
         return Scores(values, METRICS, {"meteor_synonyms": self._synonyms})
-
-
-def score_images(
-    images: NDArray[np.uint8], stimuli: NDArray[np.uint8], extractors: Sequence[Extractor]
-) -> Scores:
-    """Every measure of reconstructions against their stimuli; for several sets, keep an `ImageJudge`."""
-    return ImageJudge(stimuli, extractors).score(images)
-
-
-def score_captions(
-    captions: Sequence[str], references: texts.References, bundle: Bundle, engine: Engine
-) -> Scores:
-    """Every measure of captions against their stimuli's; for several sets, keep a `CaptionJudge`."""
-    return CaptionJudge(references, bundle, engine).score(captions)

@@ -13,9 +13,9 @@ from unibrain_rt.benchmarks.quality.caption_measures import (
     has_synonyms,
     meteor,
     rouge,
-    text_identification,
     words,
 )
+from unibrain_rt.benchmarks.quality.image_measures import two_way_identification
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
 from unibrain_rt.errors import InputError
@@ -130,12 +130,13 @@ def test_text_features_are_unit_vectors_that_tell_scenes_apart(
     pooled = features([several[0] for several in said])
     np.testing.assert_allclose(np.linalg.norm(pooled, axis=1), 1.0, atol=1e-4)
     np.testing.assert_allclose(features.mean([[several[0]] * 3 for several in said]), pooled, atol=1e-5)
-    own = text_identification([several[1] for several in said], [several[2:] for several in said], features)
-    assert own.mean() > 0.85
-    shuffled = np.random.default_rng(0).permutation(len(said))
-    other = text_identification(
-        [said[place][1] for place in shuffled], [several[2:] for several in said], features
+    decoded, references = (
+        features([several[1] for several in said]),
+        features.mean([several[2:] for several in said]),
     )
+    assert two_way_identification(decoded, references).mean() > 0.85
+    shuffled = np.random.default_rng(0).permutation(len(said))
+    other = two_way_identification(decoded[shuffled], references)
     assert 0.3 < other.mean() < 0.7
 
 

@@ -14,8 +14,6 @@ from unibrain_rt.benchmarks.quality.scores import (
     ImageJudge,
     Metric,
     Scores,
-    score_captions,
-    score_images,
 )
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Engine
@@ -49,7 +47,7 @@ def test_image_scores_are_the_measures(
     bundle: Bundle, engine: Engine, pictures: np.ndarray, noisy: np.ndarray
 ) -> None:
     clip = clip_extractor(bundle, engine)
-    found = score_images(noisy, pictures, [clip, Means()])
+    found = ImageJudge(pictures, [clip, Means()]).score(noisy)
     assert list(found.values) == ["PixCorr", "SSIM", "Pixels", "CLIP", "Means"]
     assert len(found) == len(pictures)
     np.testing.assert_array_equal(found["PixCorr"], pixel_correlation(noisy, pictures))
@@ -58,7 +56,7 @@ def test_image_scores_are_the_measures(
     assert found["Pixels"].mean() > 0.9
     assert not found.metrics["Means"].higher_is_better
     assert found.metrics["CLIP"].chance == 0.5
-    perfect = score_images(pictures, pictures, [clip])
+    perfect = ImageJudge(pictures, [clip]).score(pictures)
     assert {name: round(float(values.mean()), 3) for name, values in perfect.values.items()} == {
         "PixCorr": 1.0,
         "SSIM": 1.0,
@@ -79,14 +77,14 @@ def test_a_judge_takes_the_stimulis_features_once(pictures: np.ndarray, noisy: n
 
 def test_decodes_of_another_size_are_compared_all_the_same(pictures: np.ndarray) -> None:
     large = pictures.repeat(2, axis=1).repeat(2, axis=2)
-    found = score_images(large, pictures, [])
+    found = ImageJudge(pictures, []).score(large)
     assert found["PixCorr"].min() > 0.97
     assert found["Pixels"].min() == 1.0
 
 
 def test_caption_scores(bundle: Bundle, engine: Engine, shown: list[Scene]) -> None:
     references = [captions(scene) for scene in shown]
-    found = score_captions([several[1] for several in references], references, bundle, engine)
+    found = CaptionJudge(references, bundle, engine).score([several[1] for several in references])
     assert list(found.values) == ["METEOR", "ROUGE-1", "ROUGE-L", "BLEU", "CLIP"]
     assert found.notes.keys() == {"meteor_synonyms"}
     assert min(found["ROUGE-L"]) == 1.0
