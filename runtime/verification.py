@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unibrain_rt.bundle import MANIFEST, Bundle, broken
+from unibrain_rt.bundle import MANIFEST, Bundle
 from unibrain_rt.captions import CaptionOptions
 from unibrain_rt.decoder import Decoder
 from unibrain_rt.engines import Call, Engine, EngineError, NotFiniteError
@@ -27,6 +27,7 @@ from unibrain_rt.flows import CONTEXTS, FLOWS, INPUTS, Flow
 from unibrain_rt.heads import Float
 from unibrain_rt.json_file import Fields
 from unibrain_rt.loops import DenoisingLoop
+from unibrain_rt.manifest import broken
 from unibrain_rt.presets import Preset
 from unibrain_rt.samplers import COLUMNS, SamplerTable
 from unibrain_rt.sessions import Sessions, step_graph

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from unibrain_rt.bundle import Bundle, broken
+from unibrain_rt.bundle import Bundle
 from unibrain_rt.errors import BundleError
 from unibrain_rt.json_file import Fields
+from unibrain_rt.manifest import broken
 
 
 def load(folder: Path, text: str | bytes) -> Fields:

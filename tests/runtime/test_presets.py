@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unibrain_rt.bundle import broken
 from unibrain_rt.errors import BundleError
 from unibrain_rt.json_file import Fields
+from unibrain_rt.manifest import broken
 from unibrain_rt.presets import PRESETS, Preset
 from unibrain_rt.samplers import Schedule
 
