@@ -147,11 +147,17 @@ def diagnose(bundle: Path | None = None, cache: Path | None = None) -> Diagnosis
     machine = Machine.here()
     engines = tuple(_probe(name) for name in ENGINES)
     opened, bundle_check = _open(bundle)
-    memory, choice = None, _choose(cache, opened)
+    choice = _choose(cache, opened)
+    memory: DecodeMemory | None = None
+    memory_checks: tuple[Check, ...] = ()
     if opened is not None:
         try:
             graphs = decode_graphs(opened, _presets(opened))
-            memory = decode_memory(opened, graphs) if all(graph.costs for graph, _ in graphs) else None
+            if all(graph.costs for graph, _ in graphs):
+                memory = decode_memory(opened, graphs)
+                memory_checks = tuple(check_memory(memory, machine))
+            else:
+                memory_checks = (_UNKNOWN_COSTS,)
         except BundleError as error:
             bundle_check = Check("bundle", PROBLEM, str(error))
     cache_check, plans = check_cache(cache)
@@ -162,8 +168,7 @@ def diagnose(bundle: Path | None = None, cache: Path | None = None) -> Diagnosis
         check_choice(choice, machine.gpus),
         *check_speed(choice),
         bundle_check,
-        *(check_memory(memory, machine) if memory is not None else ()),
-        *([_UNKNOWN_COSTS] if opened is not None and memory is None else ()),
+        *memory_checks,
         cache_check,
     ]
     return Diagnosis(
