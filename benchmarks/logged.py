@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unibrain_rt.cli.messages import handling
+
 
 class _Lines(logging.Handler):
     def __init__(self, lines: list[str]) -> None:
@@ -19,12 +21,6 @@ class _Lines(logging.Handler):
 @contextmanager
 def logged_lines() -> Iterator[list[str]]:
     """The lines so far, while the block runs; see `unibrain_rt.cli.messages` for what is logged as INFO."""
-    logger, lines = logging.getLogger("unibrain_rt"), list[str]()
-    handler, level = _Lines(lines), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
+    lines: list[str] = []
+    with handling(_Lines(lines)):
         yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

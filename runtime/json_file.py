@@ -162,9 +162,12 @@ class Fields:
         except OverflowError:
             number = math.nan
         if not (math.isfinite(number) and least <= number <= most):
-            limits = {(False, False): "", (True, False): f" of at least {least:g}"}
-            limit = limits.get((least > -math.inf, most < math.inf), f" from {least:g} to {most:g}")
-            raise self.wrong(name, f"a finite number{limit}", _shown(value))
+            limits = ""
+            if most < math.inf:
+                limits = f" from {least:g} to {most:g}"
+            elif least > -math.inf:
+                limits = f" of at least {least:g}"
+            raise self.wrong(name, f"a finite number{limits}", _shown(value))
         return number
 
 

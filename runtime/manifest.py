@@ -97,7 +97,7 @@ def read_graph(folder: Path, name: str, fields: Fields, files: Mapping[str, File
         files={PurePosixPath(other).name: files[other].sha256 for other in named},
         fallback=None if fallback is None else folder / fallback,
         flavours={flavour: folder / other for flavour, other in flavours.items()},
-        costs=_costs(fields.object("costs")) if fields.optional("costs", dict) is not None else None,
+        costs=_costs(fields.object("costs")) if "costs" in fields else None,
         flavour_operators={
             flavour: _counts(fields.object("flavour_operators").object(flavour))
             for flavour in fields.optional("flavour_operators", dict) or {}

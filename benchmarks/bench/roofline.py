@@ -58,15 +58,15 @@ def stage_works(bundle: Bundle, preset: str, runs: Mapping[str, int], subject: s
     Raises:
         BundleError: the bundle is too old to tell what its graphs cost.
     """
-    stage_works = []
+    works = []
     if subject in bundle.subjects:
-        stage_works.append(StageWork(RIDGE, TENSOR_FILE, 1, heads_work(bundle.subject(subject))))
+        works.append(StageWork(RIDGE, TENSOR_FILE, 1, heads_work(bundle.subject(subject))))
     free = {graph.name: size for graph, size in decode_graphs(bundle, [preset])}
     for stage, graph in {**GRAPHS, ONCE: "unet_time"}.items():
         if stage in runs or stage == ONCE:
             work = costs_of(bundle, graph).sized(free[graph])
-            stage_works.append(StageWork(stage, graph, runs.get(stage, 1), work))
-    return stage_works
+            works.append(StageWork(stage, graph, runs.get(stage, 1), work))
+    return works
 
 
 def heads_work(subject: Subject) -> GraphCosts:

@@ -33,7 +33,9 @@ class _Parts(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         part = _ENDS.get(record.name)
-        if part is not None:
+        if (
+            part is not None and record.levelno == logging.DEBUG
+        ):  # notes, as of engines passed over, end no part
             self.end("decode" if part in self.spent and part == "graphs" else part)
 
     def end(self, part: str) -> None:

@@ -207,7 +207,7 @@ def main(pack: Path, out: Path, part: str | None, only: str) -> None:
         if "tail" in ended:
             click.echo("\n".join(ended["tail"])[-1500:])
     parts = {name: read(out / f"{name}.json") for name in PARTS}
-    write(out / "correct.json", {name: probed for name, probed in parts.items() if probed})
+    write(out / "correct.json", {name: part for name, part in parts.items() if part})
     click.echo(summary(out))
     click.echo(json.dumps(parts["doctor"].get("probe", {})))
 

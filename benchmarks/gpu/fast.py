@@ -264,8 +264,8 @@ def _compare(run: FastRun, variants: Sequence[Loading], preset: str, out: Path) 
         name: compare(decode, decoded[REFERENCE]) for name, decode in decoded.items() if REFERENCE in decoded
     }
     run.results["parity"] = {"preset": preset, "variants": parity}
-    for name, decode in parity.items():
-        run.say(f"{preset} {name} against {REFERENCE}: {decode}")
+    for name, distances in parity.items():
+        run.say(f"{preset} {name} against {REFERENCE}: {distances}")
     run.save()
 
 

@@ -42,7 +42,7 @@ class Command(click.Command):
         if verbose and quiet:
             raise click.UsageError("--verbose and --quiet cannot go together", ctx)
         level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO
-        with _handling(_Stderr(level)), _logging_to(path):
+        with handling(_Stderr(level)), _logging_to(path):
             return super().invoke(ctx)
 
 
@@ -72,7 +72,8 @@ class _Stderr(logging.Handler):
 
 
 @contextmanager
-def _handling(handler: logging.Handler) -> Iterator[None]:
+def handling(handler: logging.Handler) -> Iterator[None]:
+    """Let a handler hear the package, down to its own level, while the block runs."""
     logger = logging.getLogger(ROOT)
     before = logger.level
     logger.addHandler(handler)
@@ -97,7 +98,7 @@ def _logging_to(path: Path | None) -> Iterator[None]:
         raise input_error(path, f"cannot be written ({error.strerror}): name another --log-file") from error
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter(_FORMAT))
-    with _handling(handler):
+    with handling(handler):
         try:
             yield
         except Exception as error:

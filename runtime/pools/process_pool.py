@@ -35,7 +35,7 @@ class ProcessPool(DecoderPool):
     """Decodes in worker processes. They are started when there is work for them, and stay until the end."""
 
     def __init__(self, options: dict[str, Any], workers: int) -> None:
-        """``options`` are those of `Decoder.open`, for every worker. What workers log is logged here, once each."""
+        """``options`` are those of `Decoder.open`, for every worker. What workers log is logged here, notes once."""
         self._options, self._count = options, workers
         self._logged = set[_Logged]()
         self._workers: list[_Worker] = []
@@ -89,7 +89,8 @@ class ProcessPool(DecoderPool):
             worker = busy[connection]
             message = worker.receive()
             if isinstance(message, _Logged):
-                if message not in self._logged:
+                # Steps are each scan's; what a user wants to know, every worker has to say.
+                if message.level == logging.DEBUG or message not in self._logged:
                     self._logged.add(message)
                     logging.getLogger(message.logger).log(message.level, "%s", message.line)
             elif isinstance(message, _Failure):

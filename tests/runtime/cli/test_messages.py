@@ -99,9 +99,9 @@ def test_nothing_of_a_command_stays(decode: Run) -> None:
 
 
 def test_what_an_engine_says_of_every_graph_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    from unibrain_rt.cli.messages import _handling, _Stderr
+    from unibrain_rt.cli.messages import _Stderr, handling
 
-    with _handling(_Stderr(logging.INFO)):
+    with handling(_Stderr(logging.INFO)):
         for _ in range(2):
             logging.getLogger("unibrain_rt.engines.some").warning("kernels cannot be kept")
             logging.getLogger("unibrain_rt.files").info("round")
