@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from unibrain_rt.engines.base import Call, Engine, GraphSpec, Program, Progress, Session, TensorSpec
+from unibrain_rt.engines.base import Engine
 from unibrain_rt.engines.catalogue import ENGINES, Probe, Settings, create_engine, probe
 from unibrain_rt.engines.engine_errors import EngineError, NotFiniteError
+from unibrain_rt.engines.graph_spec import GraphSpec, TensorSpec
+from unibrain_rt.engines.program import Call, Program, Progress
+from unibrain_rt.engines.repetition import Repetition
+from unibrain_rt.engines.session import Session
 
 __all__ = [
     "ENGINES",
@@ -16,6 +20,7 @@ __all__ = [
     "Probe",
     "Program",
     "Progress",
+    "Repetition",
     "Session",
     "Settings",
     "TensorSpec",

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unibrain_rt.engines.base import Engine, GraphSpec
+from unibrain_rt.engines.base import Engine
 from unibrain_rt.engines.catalogue import Settings
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.file_digest import file_sha256
+from unibrain_rt.engines.graph_spec import GraphSpec
 from unibrain_rt.engines.plans import PlanCache, PlanKey
 
 _log = logging.getLogger(__name__)

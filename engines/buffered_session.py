@@ -6,8 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Generic, TypeVar, cast
 
-from unibrain_rt.engines.base import GraphSpec, Session, TensorSpec
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import GraphSpec, TensorSpec
+from unibrain_rt.engines.session import Session
 
 Buffer = TypeVar("Buffer")
 

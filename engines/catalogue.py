@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from unibrain_rt.engines.base import Engine, GraphSpec
+from unibrain_rt.engines.base import Engine
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import GraphSpec
 from unibrain_rt.engines.on_demand import OnDemandEngine
 
 _log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, GraphSpec, TensorSpec
 from unibrain_rt.engines.buffered_session import BufferedSession
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import Array, GraphSpec, TensorSpec
 
 Ports = Mapping[str, tuple[str, Sequence[object]]]
 """Name -> numpy type and shape of a file's tensors; a size that is no int is a free axis."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, Engine, GraphSpec, Session, TensorSpec
+from unibrain_rt.engines.base import Engine
+from unibrain_rt.engines.graph_spec import Array, GraphSpec, TensorSpec
+from unibrain_rt.engines.session import Session
 
 
 class OnDemandEngine(Engine):

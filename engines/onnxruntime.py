@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unibrain_rt.engines.base import Engine, GraphSpec, Session
+from unibrain_rt.engines.base import Engine
 from unibrain_rt.engines.catalogue import Probe, Settings
 from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.graph_spec import GraphSpec
 from unibrain_rt.engines.host import HostSession, check_tensors, usable_cores
+from unibrain_rt.engines.session import Session
 
 NAME = "onnxruntime"
 ONNX_TYPES = {

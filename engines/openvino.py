@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from unibrain_rt.engines.ahead import AheadEngine
-from unibrain_rt.engines.base import Engine, GraphSpec, Session, TensorSpec
+from unibrain_rt.engines.base import Engine
 from unibrain_rt.engines.catalogue import Probe, Settings
 from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.graph_spec import GraphSpec, TensorSpec
 from unibrain_rt.engines.host import HostSession, Ports, check_tensors, usable_cores
+from unibrain_rt.engines.session import Session
 
 _log = logging.getLogger(__name__)
 

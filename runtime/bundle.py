@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.captions import VOCABULARY
-from unibrain_rt.engines.base import GraphSpec
 from unibrain_rt.engines.file_digest import file_sha256
+from unibrain_rt.engines.graph_spec import GraphSpec
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.flows import FLOWS, Flow
 from unibrain_rt.json_file import Fields

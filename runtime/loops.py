@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.captions import CaptionOptions, Detokenizer, greedy, remove_duplicates, sample
-from unibrain_rt.engines import Call, GraphSpec, NotFiniteError, Session
+from unibrain_rt.engines import Call, Engine, GraphSpec, NotFiniteError, Session
 from unibrain_rt.errors import BundleError
 from unibrain_rt.samplers import SamplerTable
 
@@ -24,7 +24,10 @@ GREEDY_FEEDBACK = {"next_token": "token"}
 
 
 class DenoisingLoop:
-    """One flow's step graph and the table it runs through. Nothing is computed on the host between steps."""
+    """One flow's step graph and the table it runs through. Nothing is computed on the host between steps.
+
+    The first step finds a ``previous_x0`` of noughts, whatever an earlier scan left.
+    """
 
     def __init__(self, session: Session, table: SamplerTable, modulation: NDArray[Any]) -> None:
         self._session = session
@@ -41,7 +44,8 @@ class DenoisingLoop:
     def call(self, name: str, starts: Mapping[str, tuple[Session, str]] | None = None) -> Call:
         """All steps, for a program; ``starts`` may name another session's output that ``latent`` begins as."""
         tables = {"coefficients": self._rows, "modulation": self._modulation[:, None]}
-        return Call(self._session, len(self), tables, starts=starts or {}, name=name)
+        initial = {"previous_x0": np.zeros(self.shape, np.float32)}
+        return Call(self._session, len(self), tables, starts=starts or {}, initial=initial, name=name)
 
     def load(self, start: Float, noise: Float | float) -> None:
         """Noise ``start`` to the table's first level, from where a program denoises it; both are of ``shape``."""
@@ -52,7 +56,6 @@ class DenoisingLoop:
     def rewind(self) -> None:
         """Begin anew with a latent that is given elsewhere."""
         self._session.rewind()
-        self._session.write("previous_x0", 0.0)
 
     def latent(self) -> Float:
         """What the last program denoised."""
@@ -62,7 +65,9 @@ class DenoisingLoop:
 class CaptionWriter:
     """Optimus' GPT-2, one token at a time, from a text latent to a caption."""
 
-    def __init__(self, session: Session, detokenizer: Detokenizer, options: CaptionOptions) -> None:
+    def __init__(
+        self, engine: Engine, session: Session, detokenizer: Detokenizer, options: CaptionOptions
+    ) -> None:
         self._session = session
         self._detokenizer = detokenizer
         self._options = options
@@ -70,58 +75,79 @@ class CaptionWriter:
         check_feedback(session.graph, CAPTION_FEEDBACK | (GREEDY_FEEDBACK if chooses else {}))
         self._chosen = chooses and options.temperature == 0
         _, vocabulary = shape_of(session.graph, "logits", 2)
-        self._slots = shape_of(session.graph, "key_cache", 4)[2]
+        slots = shape_of(session.graph, "key_cache", 4)[2]
         if vocabulary != detokenizer.eos + 1:
             raise BundleError(
                 f"tokenizers/gpt2: its vocabulary does not fit the caption graph's {vocabulary} tokens; "
                 "export the bundle again"
             )
+        self._initial = caption_start(session.graph, detokenizer.bos)
+        self._at_most = min(options.max_tokens - 1, slots)
+        if self._chosen:
+            self._likeliest = engine.repetition(
+                session, "next_token", until=detokenizer.eos, at_most=self._at_most, initial=self._initial
+            )
 
     def tokens(self, latent: Float, rng: np.random.Generator) -> list[int]:
         """The caption's tokens, <BOS> and <EOS> included, at most ``options.max_tokens``."""
-        session, options = self._session, self._options
-        self._restart(latent)
-        tokens = [self._detokenizer.bos]
-        session.write("token", tokens[-1])
-        while len(tokens) < min(options.max_tokens, self._slots + 1) and tokens[-1] != self._detokenizer.eos:
-            if not self._chosen:
-                session.write("token", tokens[-1])
-            session.run()
-            tokens.append(self._next(rng))
-        if self._chosen and not np.isfinite(session.read("logits")).all():
+        session = self._session
+        session.write("latent", latent)
+        if self._chosen:
+            tokens = [self._detokenizer.bos, *self._likeliest.run()]
             # Once for all tokens: what is not finite stays in the cache.
-            raise NotFiniteError("the caption decoder", session.graph.name)
+            self._check(session.read("logits"))
+        else:
+            tokens = self._sampled(rng)
         session.rest()
         return tokens
 
     def logits(self, latent: Float, tokens: Iterable[int]) -> Iterator[Float]:
         """The logits (vocabulary,) after each of ``tokens``, whatever the likeliest one would have been."""
-        self._restart(latent)
+        self._session.write("latent", latent)
+        self._restart()
         for token in tokens:
             self._session.write("token", int(token))
             self._session.run()
             yield self._session.read("logits")[0]
 
-    def _restart(self, latent: Float) -> None:
+    def _restart(self) -> None:
         self._session.rewind()
-        self._session.write("latent", latent)
-        self._session.write("position", 1)
-        self._session.write("key_cache", 0.0)
-        self._session.write("value_cache", 0.0)
+        for name, value in self._initial.items():
+            self._session.write(name, value)
 
-    def _next(self, rng: np.random.Generator) -> int:
-        if self._chosen:
-            return int(self._session.read("next_token")[0])
-        logits = self._session.read("logits")[0]
+    def _sampled(self, rng: np.random.Generator) -> list[int]:
+        """Token by token, which the host chooses."""
+        session, options = self._session, self._options
+        self._restart()
+        tokens = [self._detokenizer.bos]
+        while len(tokens) <= self._at_most and tokens[-1] != self._detokenizer.eos:
+            session.write("token", tokens[-1])
+            session.run()
+            logits = session.read("logits")[0]
+            self._check(logits)
+            if options.temperature == 0:
+                tokens.append(greedy(logits))
+            else:
+                tokens.append(sample(logits, options.temperature, options.top_p, rng))
+        return tokens
+
+    def _check(self, logits: Float) -> None:
         if not np.isfinite(logits).all():
             raise NotFiniteError("the caption decoder", self._session.graph.name)
-        if self._options.temperature == 0:
-            return greedy(logits)
-        return sample(logits, self._options.temperature, self._options.top_p, rng)
 
     def caption(self, tokens: list[int]) -> str:
         """Text of the tokens, without repeated sentences."""
         return remove_duplicates(self._detokenizer.text(tokens))
+
+
+def caption_start(graph: GraphSpec, token: int) -> dict[str, NDArray[Any]]:
+    """What the caption graph begins with: this token, at the place after the latent's, and an empty cache.
+
+    Of graphs that leave the choice to the host, without the token.
+    """
+    values = {"token": token, "position": 1, "key_cache": 0, "value_cache": 0}
+    specs = [spec for spec in graph.inputs if spec.name in graph.roles.carried]
+    return {spec.name: np.full(spec.sized(1), values[spec.name], spec.dtype) for spec in specs}
 
 
 def shape_of(graph: GraphSpec, name: str, rank: int) -> tuple[int, ...]:

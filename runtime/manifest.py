@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from unibrain_rt.engines.base import GraphSpec, TensorSpec
 from unibrain_rt.engines.graph_costs import GraphCosts
+from unibrain_rt.engines.graph_spec import GraphSpec, TensorSpec
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.json_file import Fields
 from unibrain_rt.samplers import Schedule

@@ -77,7 +77,7 @@ class Sessions:
         if self._plain is not None and "optimus_decode" not in self.in_fp32 - self._plain.in_fp32:
             return self._plain.writer
         detokenizer = Detokenizer.load(self.bundle.tokenizers["gpt2"])
-        return CaptionWriter(self._open("optimus_decode"), detokenizer, self._captions)
+        return CaptionWriter(self.engine, self._open("optimus_decode"), detokenizer, self._captions)
 
     def loops(self, preset: Preset, inputs: Collection[str] = INPUTS) -> dict[Flow, DenoisingLoop]:
         """Each flow's steps, as ``preset`` samples them where ``inputs`` are used."""

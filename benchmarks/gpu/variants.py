@@ -12,8 +12,9 @@ import numpy as np
 
 from unibrain_rt.benchmarks.gpu.scan import START_TOKEN, Decoded, RandomScan, tables_of
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines import Call, Engine, Program, Session
+from unibrain_rt.engines import Call, Engine, Program, Repetition, Session
 from unibrain_rt.flows import FLOWS, Flow
+from unibrain_rt.loops import caption_start
 
 STAGES = ("context", "image_loop", "autokl", "text_loop", "tokens")
 
@@ -61,6 +62,7 @@ class EngineVariant(LoadedVariant):
         self._autokl = engine.open(bundle.graph("autokl_decode"))
         self._optimus = engine.open(bundle.graph("optimus_decode"))
         self._programs: dict[str, _Programs] = {}
+        self._captions: dict[int, Repetition] = {}
 
     def prepare(self, preset: str) -> None:
         if preset in self._programs:
@@ -77,7 +79,9 @@ class EngineVariant(LoadedVariant):
                 "coefficients": rows.coefficients.astype(np.float32),
                 "modulation": times.read(f"{flow}_modulation")[start:end, None],
             }
-            calls[flow] = Call(self._steps[flow], len(rows.timesteps), read, name=f"{flow}_loop")
+            step = self._steps[flow]
+            initial = {"previous_x0": np.zeros(step.graph.tensor("previous_x0").sized(1), np.float32)}
+            calls[flow] = Call(step, len(rows.timesteps), read, initial=initial, name=f"{flow}_loop")
             start = end
         taken = {"latent": (self._steps["image"], "next_latent")}
         decoding = Call(self._autokl, takes=taken, name="autokl")
@@ -129,6 +133,7 @@ class EngineVariant(LoadedVariant):
             times.run()
             session = self._steps[flow]
             self._load(flow, scan)
+            session.write("previous_x0", 0.0)
             session.write("modulation", times.read(f"{flow}_modulation"))
             session.write("coefficients", table.coefficients[0].astype(np.float32))
             session.run()
@@ -154,19 +159,19 @@ class EngineVariant(LoadedVariant):
         session = self._steps[flow]
         session.rewind()
         session.write("latent", scan.latents[flow])
-        session.write("previous_x0", 0.0)
 
     def _write(self, latent: Any, count: int) -> list[int]:
-        session = self._optimus
-        session.rewind()
-        for name, value in (("latent", latent), ("position", 1), ("key_cache", 0.0), ("value_cache", 0.0)):
-            session.write(name, value)
-        session.write("token", START_TOKEN)
-        tokens = [START_TOKEN]
-        for _ in range(count):
-            session.run()
-            tokens.append(int(session.read("next_token")[0]))
-        return tokens
+        self._optimus.write("latent", latent)
+        if count not in self._captions:
+            # No token ends it: every variant writes as many.
+            self._captions[count] = self._engine.repetition(
+                self._optimus,
+                "next_token",
+                until=-1,
+                at_most=count,
+                initial=caption_start(self._optimus.graph, START_TOKEN),
+            )
+        return [START_TOKEN, *self._captions[count].run()]
 
 
 class TorchVariant(LoadedVariant):

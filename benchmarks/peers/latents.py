@@ -13,12 +13,13 @@ import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float
 from unibrain_rt.benchmarks.peers.peer import EnginePeer, Peer, opened, take
-from unibrain_rt.captions import greedy
+from unibrain_rt.loops import caption_start
 from unibrain_rt.samplers import seeded_noise
 
 TOKENS = 30
 """The reference's most."""
 START = 1
+_NO_TOKEN = -1
 _CAPTION_STREAM, _PICTURE_STREAM = 20, 21
 
 
@@ -38,23 +39,22 @@ class EngineCaptionPeer(EngineLatentPeer):
     variants: ClassVar[tuple[str, ...]] = ("cached",)
     graph: ClassVar[str] = "optimus_decode"
 
+    def load(self) -> None:
+        bundle, engine = self.open_bundle()
+        session = self._session = engine.open(bundle.graph(self.graph))
+        slots = session.graph.tensor("key_cache").sized(1)[2]
+        self._caption = engine.repetition(
+            session,
+            "next_token",
+            until=_NO_TOKEN,
+            at_most=min(TOKENS, slots),
+            initial=caption_start(session.graph, START),
+        )
+
     def step(self, variant: str) -> None:
         session = self._session
-        latent = seeded_noise(0, _CAPTION_STREAM, session.graph.tensor("latent").sized(1))
-        session.rewind()
-        for name, value in (("latent", latent), ("position", 1), ("key_cache", 0.0), ("value_cache", 0.0)):
-            session.write(name, value)
-        session.write("token", START)
-        slots = session.graph.tensor("key_cache").sized(1)[2]
-        # Bundles of before leave the choice to the host.
-        chooses = any(spec.name == "next_token" for spec in session.graph.outputs)
-        self._tokens = [START]
-        for _ in range(min(TOKENS, slots)):
-            if not chooses:
-                session.write("token", self._tokens[-1])
-            session.run()
-            chosen = session.read("next_token")[0] if chooses else greedy(session.read("logits")[0])
-            self._tokens.append(int(chosen))
+        session.write("latent", seeded_noise(0, _CAPTION_STREAM, session.graph.tensor("latent").sized(1)))
+        self._tokens = [START, *self._caption.run()]
 
     def output(self) -> Float:
         return np.array(self._tokens, np.float32)

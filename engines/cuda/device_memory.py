@@ -9,9 +9,9 @@ from math import prod
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, TensorSpec
 from unibrain_rt.engines.cuda.runtime import Cuda
 from unibrain_rt.engines.cuda.stream import Event, Stream
+from unibrain_rt.engines.graph_spec import Array, TensorSpec
 
 ALIGNMENT = 256
 """Bytes: what the compilers' kernels expect of an address, and what the device's allocator gives."""
@@ -45,12 +45,18 @@ class DeviceTable:
         self._stride = -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
         padded = np.zeros((len(rows), self._stride), np.uint8)
         padded[:, :size] = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
-        self._buffer = memory.allocate(TensorSpec("table", "uint8", padded.shape))
-        memory.write(self._buffer, padded)
+        self.buffer = memory.allocate(TensorSpec("table", "uint8", padded.shape))
+        self._memory, self._bytes, self._shape, self._dtype = memory, size, rows.shape, rows.dtype
+        memory.write(self.buffer, padded)
 
     def row(self, number: int) -> int:
         """Address of a row."""
-        return self._buffer.address + number * self._stride
+        return self.buffer.address + number * self._stride
+
+    def read(self) -> Array:
+        """All rows, when what was begun before is done. Raises EngineError."""
+        padded = self._memory.read(self.buffer)
+        return np.ascontiguousarray(padded[:, : self._bytes]).view(self._dtype).reshape(self._shape)
 
 
 class DeviceMemory:

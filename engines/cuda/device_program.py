@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from unibrain_rt.engines.base import Call, Program, Progress, Session
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory, DeviceTable
 from unibrain_rt.engines.cuda.device_session import DeviceSession
 from unibrain_rt.engines.cuda.replay import Replay, Work
 from unibrain_rt.engines.cuda.stream import Event, Stream
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.program import Call, Program, Progress
+from unibrain_rt.engines.session import Session
 
 Turns = tuple[int, ...]
 """The turn of every session when the program starts: with it all addresses are settled."""
@@ -47,6 +48,10 @@ class DeviceProgram(Program):
         self._givers = [giver for giver in dict.fromkeys(sources) if giver not in self._sessions]
         self._tables: list[Mapping[str, DeviceTable]] = [
             {name: DeviceTable(memory, rows) for name, rows in call.tables.items()} for call in self.calls
+        ]
+        self._initial: list[Mapping[str, DeviceTable]] = [
+            {name: DeviceTable(memory, value[None]) for name, value in call.initial.items()}
+            for call in self.calls
         ]
         self._stream = Stream(memory.cuda)
         self._ready, self._end = Event(memory.cuda), Event(memory.cuda)
@@ -114,16 +119,19 @@ class DeviceProgram(Program):
             marks=self._marks,
             carried=[buffer for session, turn in starts.items() for buffer in session.carried(turn)],
             written=list(self._written_at),
-            keeps=(self._sessions, self._givers, self._tables, self._marks),
+            keeps=(self._sessions, self._givers, self._tables, self._initial, self._marks),
         )
 
     def _enqueue(self, turns: Turns, capturing: bool) -> None:
         """Give the stream every run, with what it reads and writes."""
         now = dict(zip((*self._sessions, *self._givers), turns, strict=True))
         self._marks[0].record(self._stream, inside_graph=capturing)
-        for call, tables, mark in zip(self.calls, self._tables, self._marks[1:], strict=True):
+        for call, tables, initial, mark in zip(
+            self.calls, self._tables, self._initial, self._marks[1:], strict=True
+        ):
             session = _on_device(call)
             taken, first = (_addresses(given, now) for given in (call.takes, call.starts))
+            first |= {name: table.row(0) for name, table in initial.items()}
             for number in range(call.runs):
                 rows = {name: table.row(number) for name, table in tables.items()}
                 given = {**taken, **(first if number == 0 else {})}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 
-from unibrain_rt.engines.base import Array, GraphSpec, TensorSpec
 from unibrain_rt.engines.buffered_session import BufferedSession
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.replay import Replay, Work
 from unibrain_rt.engines.cuda.stream import Stream
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import Array, GraphSpec, TensorSpec
 
 
 class DeviceSession(BufferedSession[DeviceBuffer]):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.stream import CapturedGraph, Event, Stream
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import Array
 
 _log = logging.getLogger(__name__)
 

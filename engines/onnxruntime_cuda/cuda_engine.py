@@ -12,15 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, Call, Engine, GraphSpec, Program, Session, TensorSpec
+from unibrain_rt.engines.base import Engine
 from unibrain_rt.engines.catalogue import Settings
 from unibrain_rt.engines.cuda.driver import cuda_driver, device_name
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import Array, GraphSpec, TensorSpec
 from unibrain_rt.engines.onnxruntime_cuda.cuda_program import CudaProgram, Underway
+from unibrain_rt.engines.onnxruntime_cuda.cuda_repetition import CudaRepetition
 from unibrain_rt.engines.onnxruntime_cuda.cuda_session import CudaSession
 from unibrain_rt.engines.onnxruntime_cuda.fused_kernels import shortfall
 from unibrain_rt.engines.onnxruntime_cuda.installation import NAME
 from unibrain_rt.engines.onnxruntime_cuda.provider import on_device, prepare, to_host
+from unibrain_rt.engines.program import Call, Program
+from unibrain_rt.engines.repetition import Repetition
+from unibrain_rt.engines.session import Session
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +96,13 @@ class CudaEngine(Engine):
 
     def program(self, calls: Sequence[Call]) -> Program:
         return CudaProgram(self._onnxruntime, calls, self._underway)
+
+    def repetition(
+        self, session: Session, output: str, *, until: int, at_most: int, initial: Mapping[str, Array]
+    ) -> Repetition:
+        if not isinstance(session, CudaSession):
+            raise EngineError(f"graph {session.graph.name}: its session is of another engine")
+        return CudaRepetition(self._onnxruntime, session, output, until, at_most, initial)
 
     def allocate(self, spec: TensorSpec, free: int = 1) -> object:
         return on_device(

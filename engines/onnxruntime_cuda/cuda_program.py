@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from unibrain_rt.engines.base import Call, Program, Progress, Session
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.onnxruntime_cuda.cuda_session import CudaSession, Launch
-from unibrain_rt.engines.onnxruntime_cuda.provider import on_device, to_device, to_host
+from unibrain_rt.engines.onnxruntime_cuda.device_rows import DeviceRows
+from unibrain_rt.engines.onnxruntime_cuda.provider import to_device, to_host
+from unibrain_rt.engines.program import Call, Program, Progress
+from unibrain_rt.engines.session import Session
 
 Turns = tuple[int, ...]
 """The turn of every session when the program starts: with it all addresses are settled."""
@@ -47,16 +49,19 @@ class CudaProgram(Program):
         super().__init__(calls)
         self._sessions = [_of_this_engine(call.session) for call in self.calls]
         self._givers = [_of_this_engine(source) for call in self.calls for source, _ in call.starts.values()]
-        self._rows = [
+        self._tables, self._initial = (
             [
                 {
-                    name: on_device(onnxruntime, table[place], f"graph {call.session.graph.name}, {name}")
-                    for name, table in call.tables.items()
+                    name: DeviceRows(onnxruntime, rows, f"graph {call.session.graph.name}, {name}")
+                    for name, rows in given.items()
                 }
-                for place in range(call.runs)
+                for call, given in zip(self.calls, every, strict=True)
             ]
-            for call in self.calls
-        ]
+            for every in (
+                [call.tables for call in self.calls],
+                [{name: value[None] for name, value in call.initial.items()} for call in self.calls],
+            )
+        )
         self._underway = underway
         self._running: Future[None] | None = None
         self._prepared: dict[Turns, tuple[list[Any], list[list[Launch]]]] = {}
@@ -99,7 +104,9 @@ class CudaProgram(Program):
         ]
         kept = [to_host(value, graph) for graph, value in carried]
         launches = []
-        for call, session, rows in zip(self.calls, self._sessions, self._rows, strict=True):
+        for call, session, tables, initial in zip(
+            self.calls, self._sessions, self._tables, self._initial, strict=True
+        ):
             taken, first = (
                 {
                     name: (giver := _of_this_engine(source)).result(output, turn.get(giver, giver.turn))
@@ -107,9 +114,11 @@ class CudaProgram(Program):
                 }
                 for given in (call.takes, call.starts)
             )
+            first |= {name: rows[0] for name, rows in initial.items()}
             runs: list[Launch] = []
-            for row in rows:
-                given = taken if runs else {**taken, **first}
+            for place in range(call.runs):
+                row = {name: rows[place] for name, rows in tables.items()}
+                given = taken if place else {**taken, **first}
                 work = partial(session.prepare, turn[session], {**row, **given})
                 runs.append(session.in_thread(work).result())
                 turn[session] = session.roles.after(turn[session])

@@ -18,13 +18,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array, GraphSpec, Progress, TensorSpec
 from unibrain_rt.engines.buffered_session import BufferedSession
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import Array, GraphSpec, TensorSpec
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING, ONNX_TYPES, load
+from unibrain_rt.engines.onnxruntime_cuda.convolutions import adds_biases, convolves_in_half
+from unibrain_rt.engines.onnxruntime_cuda.device_rows import DeviceRow
 from unibrain_rt.engines.onnxruntime_cuda.fused_kernels import kernels_in
-from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half
 from unibrain_rt.engines.onnxruntime_cuda.provider import (
+    DEVICE,
     on_device,
     provider,
     reason,
@@ -32,6 +34,7 @@ from unibrain_rt.engines.onnxruntime_cuda.provider import (
     to_device,
     to_host,
 )
+from unibrain_rt.engines.program import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -73,10 +76,14 @@ class CudaSession(BufferedSession[Any]):
         Raises:
             EngineError: see `Engine.open`; or the device is out of memory.
         """
-        self._onnxruntime, self._settle = onnxruntime, settle
+        self._onnxruntime, self.settle = onnxruntime, settle
         super().__init__(graph, free, shared)
         self._graphs, self._profiles = graphs, profiles
-        self._half, self._instead = convolves_in_half(graph.costs), options
+        self._half, self._biases, self._instead = (
+            convolves_in_half(graph.costs),
+            adds_biases(graph.costs),
+            options,
+        )
         self._ids = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
         self._own: dict[int, Launch] = {}
@@ -88,11 +95,13 @@ class CudaSession(BufferedSession[Any]):
 
     def _run_impl(self) -> None:
         if self._graphs and self.turn not in self._own:
-            self._settle()
+            self.settle()
         self.in_thread(self._run_once).result()
 
     def prepare(self, turn: int, instead: Mapping[str, Any]) -> Launch:
-        """Bind a run at a turn, with other values for some inputs, and capture it. In the session's own thread.
+        """Bind a run at a turn, with other places for some tensors, and capture it. In the session's own thread.
+
+        ``instead`` are OrtValues or `DeviceRow`, by the tensor's name.
 
         It is run for that, as often as ONNX Runtime needs; what it writes is void.
         """
@@ -165,7 +174,7 @@ class CudaSession(BufferedSession[Any]):
         return self._load_with(graphs=False)
 
     def _load_with(self, *, graphs: bool) -> Any:
-        name, options = provider(graphs=graphs, half=self._half)
+        name, options = provider(graphs=graphs, half=self._half, fuse_conv_bias=self._biases)
         providers = [(name, {**options, **self._instead})]
         return load(self._onnxruntime, self.graph, self._options(), providers, reason)
 
@@ -198,11 +207,16 @@ class CudaSession(BufferedSession[Any]):
     def _binding(self, turn: int, instead: Mapping[str, Any]) -> Any:
         with reported(f"graph {self.graph.name}"):
             binding = self._native.io_binding()
-            for spec in self.graph.inputs:
-                value = instead[spec.name] if spec.name in instead else self.at(spec.name, turn)
-                binding.bind_ortvalue_input(spec.name, value)
-            for spec in self.graph.outputs:
-                binding.bind_ortvalue_output(spec.name, self.at(spec.name, turn))
+            for specs, to_value, to_place in (
+                (self.graph.inputs, binding.bind_ortvalue_input, binding.bind_input),
+                (self.graph.outputs, binding.bind_ortvalue_output, binding.bind_output),
+            ):
+                for spec in specs:
+                    value = instead[spec.name] if spec.name in instead else self.at(spec.name, turn)
+                    if isinstance(value, DeviceRow):
+                        to_place(spec.name, "cuda", DEVICE, value.dtype, value.shape, value.address)
+                    else:
+                        to_value(spec.name, value)
         return binding
 
     def _run_options(self, number: str, *, wait: bool) -> Any:

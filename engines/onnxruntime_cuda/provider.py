@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from unibrain_rt.engines.base import Array
 from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.graph_spec import Array
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING
 
 PROVIDER = "CUDAExecutionProvider"
 FULL = "the device is out of memory"
 OUT_OF_MEMORY = f"{FULL}; close other programs, or decode with --low-memory"
-_DEVICE = 0
+DEVICE = 0
 _NOT_ALLOCATED = re.compile(
     r"out of memory|failed to allocate memory|_ALLOC_FAILED|than requested bytes", re.I
 )
@@ -46,7 +46,7 @@ def prepare(onnxruntime: Any) -> list[str]:
 def on_device(onnxruntime: Any, array: Array, what: str) -> Any:
     """An OrtValue with a copy of ``array``, which is ``what`` in an error. Raises EngineError."""
     with reported(what):
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", _DEVICE)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", DEVICE)
 
 
 def to_host(value: Any, what: str) -> Array:
@@ -89,13 +89,11 @@ def provider(*, graphs: bool, half: bool = False, fuse_conv_bias: bool = False) 
 
     Args:
         graphs: capture what is run as CUDA graphs.
-        half: the graph convolves in half precision; see `precision`.
-        fuse_conv_bias: let cuDNN add biases within convolutions. Sound only where all of them are NHWC: of NCHW, ONNX
-            Runtime (1.31, too) has cuDNN add the output's own memory as well, which it clears for the first run alone,
-            so that later runs and replays add what lies there.
+        half: the graph convolves in half precision; see `convolutions`.
+        fuse_conv_bias: let cuDNN add biases within convolutions, which has to be sound; see `convolutions`.
     """
     options = {
-        "device_id": str(_DEVICE),
+        "device_id": str(DEVICE),
         "enable_cuda_graph": "1" if graphs else "0",
         # Named after fp32, this keeps every convolution off the tensor cores, those in half precision too.
         "use_tf32": "1" if half else "0",

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unibrain_rt.engines.base import GraphSpec
 from unibrain_rt.engines.engine_errors import EngineError, first_line
+from unibrain_rt.engines.graph_spec import GraphSpec
 from unibrain_rt.engines.tensorrt.library import Library
 
 _log = logging.getLogger(__name__)

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from unibrain_rt.engines.ahead import AheadEngine
-from unibrain_rt.engines.base import Array, Call, GraphSpec, Program, Session, TensorSpec
 from unibrain_rt.engines.catalogue import Probe, Settings
 from unibrain_rt.engines.cuda.device_memory import DeviceBuffer, DeviceMemory
 from unibrain_rt.engines.cuda.device_program import DeviceProgram
+from unibrain_rt.engines.cuda.device_repetition import DeviceRepetition
 from unibrain_rt.engines.cuda.runtime import Cuda, Device
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import Array, GraphSpec, TensorSpec
+from unibrain_rt.engines.program import Call, Program
+from unibrain_rt.engines.repetition import Repetition
+from unibrain_rt.engines.session import Session
 from unibrain_rt.engines.tensorrt.builder import write_plan
 from unibrain_rt.engines.tensorrt.kernel_cache import KernelFile
 from unibrain_rt.engines.tensorrt.library import Kind, Library, install_advice
@@ -43,6 +47,13 @@ class TensorRtEngine(AheadEngine):
 
     def program(self, calls: Sequence[Call]) -> Program:
         return DeviceProgram(calls, self._on_device(), capture=self._capture)
+
+    def repetition(
+        self, session: Session, output: str, *, until: int, at_most: int, initial: Mapping[str, Array]
+    ) -> Repetition:
+        if not isinstance(session, TensorRtSession):
+            raise EngineError(f"graph {session.graph.name}: its session is of another engine")
+        return DeviceRepetition(session, output, until, at_most, initial, capture=self._capture)
 
     def allocate(self, spec: TensorSpec, free: int = 1) -> object:
         return self._on_device().allocate(spec, free)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unibrain_rt.engines.base import GraphSpec, TensorSpec
 from unibrain_rt.engines.cuda.device_memory import DeviceMemory
 from unibrain_rt.engines.cuda.device_session import DeviceSession
 from unibrain_rt.engines.cuda.stream import Stream
 from unibrain_rt.engines.engine_errors import EngineError
+from unibrain_rt.engines.graph_spec import GraphSpec, TensorSpec
 from unibrain_rt.engines.tensorrt.kernel_cache import KernelFile, Kernels, not_kept
 from unibrain_rt.engines.tensorrt.library import Library
 

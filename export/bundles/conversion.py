@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from unibrain_rt import __version__
 from unibrain_rt.bundle import Bundle
-from unibrain_rt.engines.base import GraphSpec
+from unibrain_rt.engines.graph_spec import GraphSpec
 from unibrain_rt.errors import BundleError, InputError
 from unibrain_rt.export.bundles.bundle_folder import (
     check_free,

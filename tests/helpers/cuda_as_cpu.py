@@ -36,6 +36,9 @@ class OrtValue:
     def data_type(self) -> str:
         return str(self.value.data_type())
 
+    def data_ptr(self) -> int:
+        return int(self.value.data_ptr())
+
     def numpy(self) -> np.ndarray[Any, Any]:
         self._library.check("from device")
         self._library.copies.append("from device")
@@ -62,7 +65,7 @@ class RunOptions:
 class Binding:
     def __init__(self, binding: Any) -> None:
         self.binding = binding
-        self.values: dict[str, OrtValue] = {}
+        self.values: dict[str, object] = {}
 
     def bind_ortvalue_input(self, name: str, value: OrtValue) -> None:
         self.values[name] = value
@@ -71,6 +74,16 @@ class Binding:
     def bind_ortvalue_output(self, name: str, value: OrtValue) -> None:
         self.values[name] = value
         self.binding.bind_ortvalue_output(name, value.value)
+
+    def bind_input(self, name: str, device: str, number: int, dtype: Any, shape: Any, address: int) -> None:
+        assert (device, number) == ("cuda", 0)
+        self.values[name] = address
+        self.binding.bind_input(name, "cpu", 0, dtype, shape, address)
+
+    def bind_output(self, name: str, device: str, number: int, dtype: Any, shape: Any, address: int) -> None:
+        assert (device, number) == ("cuda", 0)
+        self.values[name] = address
+        self.binding.bind_output(name, "cpu", 0, dtype, shape, address)
 
 
 class InferenceSession:

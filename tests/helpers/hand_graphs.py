@@ -39,7 +39,10 @@ def save(
         for specs in (inputs, outputs)
     ]
     initializers = [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in (constants or {}).items()]
-    body = [helper.make_node(*node) for node in nodes]
+    body = [
+        helper.make_node(*node, **({"to": onnx.TensorProto.FLOAT} if node[0] == "Cast" else {}))
+        for node in nodes
+    ]
     model = helper.make_model(
         helper.make_graph(body, path.stem, *values, initializer=initializers),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -85,3 +88,19 @@ def bound(session: Session) -> dict[str, int]:
     tensors = (*session.graph.inputs, *session.graph.outputs)
     buffers = {spec.name: session.buffer(spec.name) for spec in tensors}
     return {name: buffer.ctypes.data for name, buffer in buffers.items() if isinstance(buffer, np.ndarray)}
+
+
+def counter(folder: Path) -> GraphSpec:
+    """(token, total) → (token + step, total + token), fed back, and the total's double: what a caption graph does."""
+    return save(
+        folder / "counter.onnx",
+        [
+            ("Add", ["token", "step"], ["next_token"]),
+            ("Cast", ["token"], ["number"]),
+            ("Add", ["total", "number"], ["next_total"]),
+            ("Add", ["next_total", "next_total"], ["double"]),
+        ],
+        {"token": (I, (1,)), "total": (F, (1, 2)), "step": (I, (1,))},
+        {"next_token": (I, (1,)), "next_total": (F, (1, 2)), "double": (F, (1, 2))},
+        feedback={"next_token": "token", "next_total": "total"},
+    )

@@ -210,9 +210,9 @@ def test_of_a_decode_voxels_and_noise_go_to_the_device(
     for number in range(2):
         capturing.library.copies.clear()
         gpu.decode(tiny.scan(number))
-    # Voxels, two noises, two steps' zeros; then the image's latent, which is checked, before anything else comes back.
+    # Voxels and two noises; then the text flow's latent, which is checked, before anything else comes back.
     first = capturing.library.copies.index("from device")
-    assert capturing.library.copies[:first] == ["to device"] * 5
+    assert capturing.library.copies[:first] == ["to device"] * 3
     kinds = [kind for name, kind in capturing.kinds() if name == "ridge"]
     assert kinds[-1] == "replay"
 

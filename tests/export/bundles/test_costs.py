@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from unibrain_rt.bundle import Bundle  # noqa: E402
 from unibrain_rt.engines.graph_costs import GraphCosts  # noqa: E402
-from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half  # noqa: E402
+from unibrain_rt.engines.onnxruntime_cuda.convolutions import convolves_in_half  # noqa: E402
 from unibrain_rt.export.bundles.architecture import Architecture  # noqa: E402
 from unibrain_rt.export.bundles.conversion import convert_bundle  # noqa: E402
 from unibrain_rt.export.bundles.costs import count_costs  # noqa: E402

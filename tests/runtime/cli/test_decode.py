@@ -20,7 +20,7 @@ from PIL import Image
 from unibrain_rt import Decoder, outputs
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.cli.json_report import _joined
-from unibrain_rt.engines.base import HostProgram
+from unibrain_rt.engines.program import HostProgram
 
 Run = Callable[..., Any]
 KEYS = {

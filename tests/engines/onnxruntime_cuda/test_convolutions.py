@@ -1,4 +1,4 @@
-"""Which graphs may round fp32 products: those that convolve in fp16, and no others."""
+"""Which graphs may round fp32 products, as those that convolve in fp16, and which convolutions add biases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import GraphSpec, Settings
 from unibrain_rt.engines.graph_costs import GraphCosts
 from unibrain_rt.engines.onnxruntime_cuda import CudaEngine
-from unibrain_rt.engines.onnxruntime_cuda.half_convolution import convolves_in_half
+from unibrain_rt.engines.onnxruntime_cuda.convolutions import adds_biases, convolves_in_half
 from unibrain_rt.export.bundles.costs import count_costs
 from unibrain_rt.sessions import decode_graphs
 
@@ -77,11 +77,29 @@ def test_what_nothing_is_known_of_stays_exact() -> None:
     assert not convolves_in_half(None)
 
 
+@pytest.mark.parametrize(
+    ("operators", "adds"),
+    [
+        ({"NhwcConv": 3, "MatMul": 1}, True),
+        ({"NhwcConv": 3, "Conv": 1}, False),
+        ({"Conv": 3}, False),
+        ({"MatMul": 1}, False),
+        ({}, False),
+    ],
+)
+def test_biases_are_added_where_all_convolutions_are_channels_last(
+    operators: dict[str, int], adds: bool
+) -> None:
+    assert adds_biases(GraphCosts(1, 1, 1, 2, bytes_per_number=2, operators=operators)) == adds
+    assert not adds_biases(None)
+
+
 def test_graphs_of_the_phantom_keep_fp32(make_device: Any, phantom_bundle: Path) -> None:
     device = make_device()
     for graph, free in decode_graphs(Bundle.open(phantom_bundle), ["fast"]):
         device.engine.open(graph, free=free)
     assert {options["use_tf32"] for options in device.library.options} == {"0"}
+    assert {options["fuse_conv_bias"] for options in device.library.options} == {"0"}
 
 
 @pytest.mark.parametrize(("dtype", "switch"), [(hand.H, "1"), (hand.F, "0")])
