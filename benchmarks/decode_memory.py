@@ -74,7 +74,8 @@ def page(results: dict[str, Any]) -> str:
                 f"{results['engine']}, preset {results['preset']}, 8 tokens of caption. GiB is 2³⁰ bytes.",
                 machine_line(results["machine"]),
                 f"Weights of all graphs {_gib(need['weights_bytes'])}, of the largest {_gib(need['largest_bytes'])}; "
-                f"inputs and outputs {_gib(need['buffers_bytes'])}.",
+                f"activations of all graphs {_gib(need['held_bytes'])}; inputs and outputs "
+                f"{_gib(need['buffers_bytes'])}.",
                 table(["loaded", "peak own memory", "peak RSS", "decode"], rows),
                 "RSS includes pages of the bundle's files, which the kernel drops when it needs room.",
             ]
@@ -105,6 +106,7 @@ def main(bundle: Path, out: Path, engine: str, preset: str) -> None:
         "estimate": {
             "weights_bytes": estimate.weights_bytes,
             "largest_bytes": estimate.largest_bytes,
+            "held_bytes": estimate.held_bytes,
             "buffers_bytes": estimate.buffers_bytes,
         },
         "runs": runs,

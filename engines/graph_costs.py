@@ -13,7 +13,8 @@ class GraphCosts:
     ``flops`` are those of matrix products, convolutions and attention. ``weight_numbers`` and ``activation_numbers``
     are read and written as ``bytes_per_number`` each, the width that the graph computes in: weights that are stored in
     half are widened when a graph is loaded. ``stored_bytes`` are the weights as they lie in files, of whatever type.
-    ``operators`` tells how many nodes of each operator the graph has.
+    ``operators`` tells how many nodes of each operator the graph has. ``held_numbers`` are the most activations that
+    are held at once, beside inputs and outputs, if each goes when it was last read; None where nobody counted them.
     """
 
     flops: int
@@ -22,6 +23,12 @@ class GraphCosts:
     stored_bytes: int
     bytes_per_number: int
     operators: Mapping[str, int] = field(default_factory=dict)
+    held_numbers: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was counted that is counted now."""
+        return self.held_numbers is not None
 
     @property
     def weight_bytes(self) -> int:
@@ -32,10 +39,16 @@ class GraphCosts:
         return self.activation_numbers * self.bytes_per_number
 
     @property
+    def held_bytes(self) -> int | None:
+        return None if self.held_numbers is None else self.held_numbers * self.bytes_per_number
+
+    @property
     def bytes(self) -> int:
         """What has to move where nothing is kept from one run to the next."""
         return self.weight_bytes + self.activation_bytes
 
     def sized(self, free: int) -> GraphCosts:
         """Of a graph that has free axes, with these of size ``free``. They are batches: weights are read as before."""
-        return replace(self, flops=free * self.flops, activation_numbers=free * self.activation_numbers)
+        held = None if self.held_numbers is None else free * self.held_numbers
+        activations = free * self.activation_numbers
+        return replace(self, flops=free * self.flops, activation_numbers=activations, held_numbers=held)

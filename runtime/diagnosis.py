@@ -134,6 +134,7 @@ class Diagnosis:
             else {
                 **asdict(memory),
                 "weights_bytes": memory.weights_bytes,
+                "held_bytes": memory.held_bytes,
                 "needed_bytes": memory.needed_bytes(),
                 "needed_low_memory_bytes": memory.needed_bytes(low_memory=True),
             },
@@ -153,7 +154,7 @@ def diagnose(bundle: Path | None = None, cache: Path | None = None) -> Diagnosis
     if opened is not None:
         try:
             graphs = decode_graphs(opened, _presets(opened))
-            if all(graph.costs for graph, _ in graphs):
+            if all(graph.costs is not None and graph.costs.complete for graph, _ in graphs):
                 memory = decode_memory(opened, graphs)
                 memory_checks = tuple(check_memory(memory, machine))
             else:
@@ -294,7 +295,7 @@ def check_memory(needed: DecodeMemory, machine: Machine) -> Iterator[Check]:
         low = needed.needed_bytes(low_memory=True, heads=host)
         text = (
             f"{gigabytes(free_bytes)} free; a decode needs {gigabytes(whole)}, with --low-memory {gigabytes(low)} "
-            "(weights, ridge heads and buffers; what an engine computes with comes on top)"
+            "(weights, activations, buffers and ridge heads; what an engine takes for itself comes on top)"
         )
         if whole <= free_bytes:
             yield Check(name, OK, text)

@@ -109,7 +109,10 @@ def _costs(fields: Fields) -> GraphCosts:
     numbers = {name: fields.take(name, int) for name in _COSTS}
     if min(numbers.values()) < 0:
         raise broken(fields.where, "costs cannot be negative")
-    return GraphCosts(**numbers, operators=_counts(fields.object("operators")))
+    held = fields.optional("held_numbers", int)
+    if held is not None and held < 0:
+        raise broken(fields.where, "costs cannot be negative")
+    return GraphCosts(**numbers, operators=_counts(fields.object("operators")), held_numbers=held)
 
 
 def _counts(fields: Fields) -> dict[str, int]:

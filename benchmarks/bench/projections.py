@@ -53,8 +53,8 @@ DEVICES = (
 def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[str, Any]]:
     """For each of `DEVICES`: the limit of a decode in milliseconds, and the memory that an fp16 bundle needs.
 
-    Memory is that of weights and buffers, and of ridge heads where the device shares the host's; what an engine
-    computes with comes on top. ``fits`` leaves a fifth of the device for that and for the system.
+    Memory is that of weights, activations and buffers, and of ridge heads where the device shares the host's; what an
+    engine takes for itself comes on top. ``fits`` leaves a fifth of the device for that and for the system.
     """
     memory = decode_memory(bundle, decode_graphs(bundle, [preset]))
     stored = 4 if bundle.precision == "fp32" else HALF_BYTES
@@ -63,8 +63,9 @@ def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[st
         rates = device.flops_per_s, device.bytes_per_s
         decode = [one for one in works if one.stage not in (ONCE, RIDGE)]
         limits = {one.stage: one.limit_ms(*rates, HALF_BYTES) for one in decode}
-        weights, largest = (
-            size * HALF_BYTES // stored for size in (memory.weights_bytes, memory.largest_bytes)
+        whole, low = (
+            (memory.needed_bytes(low_memory=few, heads=False) - memory.buffers_bytes) * HALF_BYTES // stored
+            for few in (False, True)
         )
         rest = memory.buffers_bytes // 2 + (memory.heads_bytes if device.shared else 0)
         room = 0.8 * device.memory_bytes
@@ -74,9 +75,9 @@ def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[st
                 "projection": "limit at public peaks, fp16; not measured",
                 "stages_ms": limits,
                 "limit_ms": sum(limits.values()),
-                "memory_bytes": weights + rest,
-                "low_memory_bytes": largest + rest,
-                "fits": "yes" if weights + rest < room else "low memory" if largest + rest < room else "no",
+                "memory_bytes": whole + rest,
+                "low_memory_bytes": low + rest,
+                "fits": "yes" if whole + rest < room else "low memory" if low + rest < room else "no",
             }
         )
     return projections

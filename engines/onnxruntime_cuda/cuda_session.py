@@ -176,21 +176,24 @@ class CudaSession(BufferedSession[Any]):
     def _load_with(self, *, graphs: bool) -> Any:
         name, options = provider(graphs=graphs, half=self._half, fuse_conv_bias=self._biases)
         providers = [(name, {**options, **self._instead})]
-        return load(self._onnxruntime, self.graph, self._options(), providers, reason)
+        return load(self._onnxruntime, self.graph, self._options(graphs), providers, reason)
 
     def _without_graphs(self, why: str) -> None:
         """Begin again: a stream in which a capture broke is of no more use."""
-        _log.warning("%s: runs without CUDA graphs (%s)", self.graph.name, why)
         self._graphs = False
         # The old one first: both may not fit, and nobody can allocate while its stream believes that it captures.
         self._own, self._native = {}, None
         self._native = self._load()
+        _log.warning("%s: runs without CUDA graphs (%s)", self.graph.name, why)
 
-    def _options(self) -> Any:
+    def _options(self, graphs: bool) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = LOG_NOTHING
         # The host has little to do, and other sessions' threads need the cores to launch.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        # A pattern spares single runs the asking for memory, which a captured one does not do, and takes as much again
+        # as they do that come before it is known: half of what graphs of the published size work with.
+        options.enable_mem_pattern = not graphs
         if self._profiles is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._profiles / "profile")

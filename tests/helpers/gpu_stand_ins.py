@@ -52,9 +52,15 @@ class Journal:
     def of(self, event: str) -> list[dict[str, Any]]:
         return [one for one in self.events if one["event"] == event]
 
-    def since(self, place: int) -> Journal:
-        """What came after the first ``place`` events."""
-        return Journal(self.events[place:])
+    def parts(self) -> dict[str, Journal]:
+        """What came after each mark that a script made, by the mark's name, up to the next."""
+        parts: dict[str, Journal] = {"": Journal()}
+        for event in self.events:
+            if event["event"] == "mark":
+                parts[event["name"]] = Journal()
+            else:
+                parts[list(parts)[-1]].events.append(event)
+        return parts
 
     @property
     def graphs(self) -> dict[int, dict[str, Any]]:
@@ -71,7 +77,13 @@ class Journal:
         """Memory of the device at its fullest."""
         return max((one["used_bytes"] for one in self.of("allocate")), default=0)
 
-    def operations(self) -> Counter[str]:
+    @property
+    def waits(self) -> list[str]:
+        """What the host waited for the device with, other than copies."""
+        return [one["what"] for one in self.of("synchronize")]
+
+    @property
+    def captured(self) -> Counter[str]:
         """Nodes of all captured graphs together, by what they do."""
         total: Counter[str] = Counter()
         for graph in self.of("graph"):

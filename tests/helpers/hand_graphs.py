@@ -28,8 +28,9 @@ def save(
     outputs: Specs,
     constants: dict[str, Any] | None = None,
     feedback: dict[str, str] | None = None,
+    attributes: dict[str, dict[str, Any]] | None = None,
 ) -> GraphSpec:
-    """Write an ONNX file of ``nodes`` (operator, inputs, outputs) and describe it."""
+    """Write an ONNX file of ``nodes`` (operator, inputs, outputs), ``attributes`` by operator, and describe it."""
     helper = onnx.helper
     values = [
         [
@@ -39,10 +40,7 @@ def save(
         for specs in (inputs, outputs)
     ]
     initializers = [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in (constants or {}).items()]
-    body = [
-        helper.make_node(*node, **({"to": onnx.TensorProto.FLOAT} if node[0] == "Cast" else {}))
-        for node in nodes
-    ]
+    body = [helper.make_node(*node, **(attributes or {}).get(node[0], {})) for node in nodes]
     model = helper.make_model(
         helper.make_graph(body, path.stem, *values, initializer=initializers),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -103,4 +101,5 @@ def counter(folder: Path) -> GraphSpec:
         {"token": (I, (1,)), "total": (F, (1, 2)), "step": (I, (1,))},
         {"next_token": (I, (1,)), "next_total": (F, (1, 2)), "double": (F, (1, 2))},
         feedback={"next_token": "token", "next_total": "total"},
+        attributes={"Cast": {"to": onnx.TensorProto.FLOAT}},
     )

@@ -155,6 +155,7 @@ def save_graph(
             "stored_bytes": sum(TensorProto.ByteSize(tensor) for tensor in tensors),
             "bytes_per_number": 4,
             "operators": dict(Counter(node.op_type for node in nodes)),
+            "held_numbers": 20,
         },
     }
 

@@ -164,15 +164,20 @@ def test_what_auto_takes() -> None:
 
 
 def test_memory_is_compared_with_what_a_decode_needs() -> None:
-    needed = DecodeMemory({"large": 12 * GB, "small": 6 * GB}, buffers_bytes=GB, heads_bytes=2 * GB)
+    needed = DecodeMemory(
+        {"large": 11 * GB, "small": 4 * GB},
+        {"large": GB, "small": 2 * GB},
+        buffers_bytes=GB,
+        heads_bytes=2 * GB,
+    )
     host, device = check_memory(needed, replace(WORKSTATION, memory=Memory(64 * GB, 32 * GB)))
     assert (host.name, host.state) == ("memory", OK)
     assert host.text.startswith(
-        "32 GB free; a decode needs 21 GB, with --low-memory 15 GB (weights, ridge heads"
+        "32 GB free; a decode needs 21 GB, with --low-memory 15 GB (weights, activations"
     )
     assert (device.name, device.state) == ("memory of gpu 0", WARNING)
     assert device.text.startswith(
-        "20 GB free; a decode needs 21 GB, with --low-memory 13 GB (weights, ridge heads"
+        "20 GB free; a decode needs 21 GB, with --low-memory 13 GB (weights, activations"
     )
     (low,) = check_memory(needed, PLAIN)
     assert (low.state, low.cure) == (WARNING, "decode with --low-memory, or close other programs")

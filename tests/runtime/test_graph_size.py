@@ -53,11 +53,12 @@ def test_a_decode_is_the_sum_of_its_parts(tiny_template: Path) -> None:
 
 
 def test_low_memory_counts_the_largest_graph_alone() -> None:
-    memory = DecodeMemory({"a": 100, "b": 30}, buffers_bytes=7, heads_bytes=1000)
-    assert memory.needed_bytes() == 1137
-    assert memory.needed_bytes(low_memory=True) == 1107
-    assert memory.needed_bytes(heads=False) == 137
-    assert memory.needed_bytes(low_memory=True, heads=False) == 107
+    held = {"a": 20, "b": 200}
+    memory = DecodeMemory({"a": 100, "b": 30}, held, buffers_bytes=7, heads_bytes=1000)
+    assert memory.needed_bytes() == 1357
+    assert memory.needed_bytes(low_memory=True) == 1237
+    assert memory.needed_bytes(heads=False) == 357
+    assert memory.needed_bytes(low_memory=True, heads=False) == 237
 
 
 @pytest.fixture
@@ -73,8 +74,13 @@ def change_graphs(bundle: Path, change: Callable[[dict[str, Any]], object]) -> N
     (bundle / "bundle.json").write_text(json.dumps(manifest))
 
 
-def test_a_bundle_from_before_costs_decodes_and_says_what_to_do(copied: Path) -> None:
-    change_graphs(copied, lambda graph: graph.pop("costs"))
+@pytest.mark.parametrize(
+    "older", [lambda graph: graph.pop("costs"), lambda graph: graph["costs"].pop("held_numbers")]
+)
+def test_a_bundle_from_before_costs_decodes_and_says_what_to_do(
+    copied: Path, older: Callable[[dict[str, Any]], object]
+) -> None:
+    change_graphs(copied, older)
     bundle = Bundle.open(copied)
     with pytest.raises(BundleError, match=r"does not tell what its graphs cost.*export the bundle again"):
         decode_memory(bundle, decode_graphs(bundle, ["paper"]))
@@ -88,7 +94,15 @@ def test_a_bundle_from_before_costs_decodes_and_says_what_to_do(copied: Path) ->
 
 @pytest.mark.parametrize(
     "costs",
-    [{"flops": -1}, {"flops": "many"}, {"flops": None}, {"operators": {"Conv": 0.5}}, {"operators": []}],
+    [
+        {"flops": -1},
+        {"flops": "many"},
+        {"flops": None},
+        {"operators": {"Conv": 0.5}},
+        {"operators": []},
+        {"held_numbers": -1},
+        {"held_numbers": "few"},
+    ],
 )
 def test_damaged_costs_are_one_line(copied: Path, costs: dict[str, Any]) -> None:
     change_graphs(copied, lambda graph: graph["costs"].update(costs))

@@ -174,6 +174,27 @@ def test_a_small_graph_counted_by_hand(tmp_path: Path) -> None:
     assert work.weight_bytes == 4 * (3 * 4 + 4 * 5)
     assert work.activation_bytes == 4 * (3 * 4 + 3 * 5)
     assert work.stored_bytes == 4 * (50 * 4 + 4 * 5)
+    assert work.held_bytes == 4 * 3 * 4, "the rows alone: y is an output"
+
+
+def test_what_is_held_at_once(tmp_path: Path) -> None:
+    """a and b while c is made of them, then c and d; never all four."""
+    save(
+        tmp_path / "held.onnx",
+        [
+            ("Abs", ["x"], ["a"]),
+            ("Neg", ["x"], ["b"]),
+            ("Concat", ["a", "b"], ["c"]),
+            ("Abs", ["c"], ["d"]),
+            ("Add", ["c", "d"], ["y"]),
+        ],
+        {"x": (F, (1, 10))},
+        {"y": (F, (1, 20))},
+        attributes={"Concat": {"axis": 1}},
+    )
+    work = count_costs(ir.load(tmp_path / "held.onnx"))
+    assert work.held_numbers == 10 + 10 + 20
+    assert work.sized(3).held_numbers == 120
 
 
 def test_the_work_grows_with_the_free_axis(phantom: Bundle) -> None:
