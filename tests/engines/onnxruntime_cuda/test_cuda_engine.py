@@ -287,7 +287,9 @@ def test_no_run_is_profiled(
     for _ in range(3):
         load(session)
         session.run()
-    assert session._options().enable_profiling is False
+    options = session._options(graphs=refuses is None)
+    assert options.enable_profiling is False
+    assert options.enable_mem_pattern is not (refuses is None), "what is captured asks for memory once"
     del session
     assert not list((tmp_path / "temporary").iterdir())
 
