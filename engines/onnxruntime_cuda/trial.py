@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.onnxruntime import LOG_NOTHING
 from unibrain_rt.engines.onnxruntime_cuda.provider import (
     FULL,
@@ -41,7 +42,8 @@ def failure(onnxruntime: Any) -> Failure | None:
     try:
         _run(onnxruntime)
     except Exception as error:  # a probe tells, whatever is raised
-        why = missing[0] if missing else reason(error)
+        cause = error.__cause__ if isinstance(error, EngineError) else None
+        why = missing[0] if missing else reason(cause if isinstance(cause, Exception) else error)
         if why == OUT_OF_MEMORY:
             return Failure(FULL, "close other programs that use it")
         return Failure(f"does not run here ({why})", _advice(why))

@@ -98,10 +98,13 @@ UPGRADE = 'run: pip install --upgrade "onnxruntime-gpu[cuda,cudnn]"'
             "does not run here (cannot open shared object file)",
             UPGRADE,
         ),
-        (
-            Library(("loading", "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=0")),
-            "does not run here (CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version)",
-            "update NVIDIA's driver",
+        *(
+            (
+                Library((where, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=0")),
+                "does not run here (CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version)",
+                "update NVIDIA's driver",
+            )
+            for where in ("allocating", "loading")
         ),
         (
             Library(("running", "CUDA failure 209: no kernel image is available for execution on the device ; GPU=0 ;")),
