@@ -72,6 +72,11 @@ def test_a_decode_waits_ten_times_besides_its_tokens(
         waits = len(parts[name].waits)
         report(f"GPU, {name}: the host waits {waits} times, {blocks} of them for blocks of tokens")
         assert waits - blocks <= 10
+        # Voxels, two noises and the text latent go in; latents, picture, logits and what the heads predicted come back.
+        copies = [one["way"] for one in parts[name].of("copy")]
+        assert copies.count("copy from the host") == 4
+        assert copies.count("copy to the host") - blocks <= 8
+        assert "copy on the device" not in copies
 
 
 def test_the_flows_run_on_streams_of_their_own(decoded: tuple[Any, dict[str, Any]]) -> None:
