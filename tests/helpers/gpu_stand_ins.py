@@ -7,6 +7,7 @@ copied, allocated and waited for, and never whether it is right or how fast it i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -107,16 +108,18 @@ class GpuMachine:
     def __init__(self, folder: Path, interpreter: str = sys.executable) -> None:
         """Made once a folder: what is whole there already is used. Skips the test where no package index answers."""
         self._folder = folder
-        self.libraries = folder / "libraries"
         self.python = folder / "venv" / "bin" / "python"
-        if (folder / "done").exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        make_environment(interpreter, folder / "venv")
-        install(self.python, "--no-deps", ONNXRUNTIME)
-        install(self.python, "numpy", "click", "pillow", "flatbuffers", "protobuf", "packaging")
-        build(self.libraries, self._headers(), self._compiler())
-        (folder / "done").touch()
+        if not (folder / "installed").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            make_environment(interpreter, folder / "venv")
+            install(self.python, "--no-deps", ONNXRUNTIME)
+            install(self.python, "numpy", "click", "pillow", "flatbuffers", "protobuf", "packaging")
+            (folder / "installed").touch()
+        sources = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))
+        self.libraries = folder / f"libraries-{hashlib.sha256(sources).hexdigest()[:12]}"
+        if not (self.libraries / "built").exists():
+            build(self.libraries, self._headers(), self._compiler())
+            (self.libraries / "built").touch()
 
     def run(
         self,
@@ -140,7 +143,7 @@ class GpuMachine:
         libraries = self.libraries
         missing = sorted(without)
         if missing:
-            libraries = self._folder / "-".join(["without", *missing])
+            libraries = self.libraries / "-".join(["without", *missing])
             libraries.mkdir(exist_ok=True)
             for name in set(LIBRARIES) - set(missing):
                 if not (libraries / name).exists():
