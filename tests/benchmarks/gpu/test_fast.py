@@ -18,6 +18,7 @@ from unibrain_rt.engines import probe
 from unibrain_rt.flows import FLOWS
 
 
+@pytest.mark.slow
 def test_it_goes_the_whole_way_on_a_cpu(pack: Path, tmp_path: Path) -> None:
     words = ["--pack", pack, "--out", tmp_path, "--device", "cpu", "--rounds", "2", "--budget-s", "500"]
     variants = "torch eager,,onnxruntime,,torch.compile, dry"

@@ -195,6 +195,7 @@ def test_a_pool_keeps_who_stays(golden_bundle):
     assert pool.workers == {}
 
 
+@pytest.mark.slow
 def test_a_flow_is_measured_end_to_end(golden_dir, golden_bundle):
     found = measure_flow(
         "text",

@@ -82,6 +82,7 @@ def test_the_frontier_is_what_no_quicker_cell_reaches() -> None:
     assert frontier(found) == ["a", "b", "d"]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     words = ["--work", str(work), "--out", str(out), "--scans", "3"]

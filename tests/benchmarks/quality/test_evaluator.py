@@ -88,6 +88,7 @@ def means(judge: Evaluator, decoded: dict[str, list[Reconstruction]]) -> dict[tu
     }
 
 
+@pytest.mark.slow
 def test_ablations_of_a_bundle_whose_image_graph_overflows_score_as_in_fp32(
     phantom_bundle: Path, dataset: Dataset, tmp_path: Path, report: Callable[[str], None]
 ) -> None:

@@ -685,6 +685,7 @@ def test_golden_weights_in_diffusers_are_the_reference(opened, from_diffusers, d
     assert max(errors) < 1e-4
 
 
+@pytest.mark.slow
 def test_golden_weights_in_a_diffusers_folder_make_a_bundle_that_verifies(
     opened, weights, golden_dir, config, cli, tmp_path
 ):

@@ -90,6 +90,7 @@ train(stage, Path(sys.argv[1]), 3, lambda *told: None, save_every_s=0.05)
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_a_random_moment_and_started_again_ends_with_the_same_weights(
     tmp_path: Path, report: Callable[[str], None]
 ) -> None:
