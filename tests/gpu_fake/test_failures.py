@@ -59,6 +59,7 @@ def test_auto_takes_a_gpu_that_works(run: Callable[..., Any], repository: Path, 
     assert json.loads((tmp_path / "scan.json").read_text())["engine"] == "cuda"
 
 
+@pytest.mark.slow
 def test_want_of_memory_is_one_line_wherever_it_comes(
     run: Callable[..., Any], half: Path, repository: Path, tmp_path: Path
 ) -> None:

@@ -215,6 +215,7 @@ def test_nothing_is_written_into_the_bundle(tiny_template: Path) -> None:
     assert not (tiny_template / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_without_subjects_and_scans_at_a_time(tiny_template: Path, tmp_path: Path) -> None:
     done = bench(
         str(tiny_template),

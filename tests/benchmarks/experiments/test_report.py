@@ -16,6 +16,7 @@ from unibrain_rt.benchmarks.quality.ablations import VARIANTS
 from unibrain_rt.errors import InputError
 from unibrain_rt.export.phantom.people import SUBJECTS
 
+pytestmark = pytest.mark.slow
 SCANS = 12
 
 

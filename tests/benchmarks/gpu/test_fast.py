@@ -47,6 +47,7 @@ def test_it_goes_the_whole_way_on_a_cpu(pack: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["fast.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(probe("cuda").usable, reason="there is a GPU")
 def test_without_a_gpu_it_is_one_line(pack: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--pack", str(pack), "--out", str(tmp_path)])

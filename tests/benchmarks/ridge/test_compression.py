@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from unibrain_rt.benchmarks.ridge import compression as ridge_phantom
 
 
+@pytest.mark.slow
 def test_every_way_of_storing_is_decoded_and_compared(tmp_path: Path) -> None:
     words = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "found")]
     few = ["--scans", "4", "--training", "120"]

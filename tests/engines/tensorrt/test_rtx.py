@@ -51,6 +51,7 @@ def built(half: Bundle, engine: TensorRtEngine) -> list[BuildResult]:
     return [engine.build(graph, free, target) for target in TARGETS for graph, free in graphs]
 
 
+@pytest.mark.slow
 def test_every_graph_of_the_phantom_builds_for_gpus_that_are_not_here(
     built: list[BuildResult], report: Callable[[str], None]
 ) -> None:
@@ -66,11 +67,13 @@ def test_every_graph_of_the_phantom_builds_for_gpus_that_are_not_here(
         )
 
 
+@pytest.mark.slow
 def test_a_second_build_is_all_hits(built: list[BuildResult], half: Bundle, engine: TensorRtEngine) -> None:
     for graph, free in decode_graphs(half, ["paper"]):
         assert engine.build(graph, free, "sm89").hit
 
 
+@pytest.mark.slow
 def test_plans_for_other_gpus_are_other_plans(built: list[BuildResult]) -> None:
     assert len({result.path for result in built}) == len(built)
 

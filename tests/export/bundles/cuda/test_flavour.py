@@ -98,6 +98,7 @@ def test_the_phantoms_graphs_keep_their_meaning(
     assert {function.name for function in flavour.functions.values()} == set(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WIDE)
 def test_published_widths_keep_their_meaning(
     wide: Callable[[str], ir.Model], report: Callable[[str], None], name: str

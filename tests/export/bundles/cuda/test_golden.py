@@ -62,6 +62,7 @@ def test_in_fp32_they_are_within_the_tolerance_of_the_graphs(
     assert all(row.ok for row in rows), [row for row in rows if not row.ok]
 
 
+@pytest.mark.slow
 def test_in_fp16_they_are_as_near_as_the_plain_graphs(
     case: tuple[Path, Path], tmp_path: Path, report: Callable[[str], None]
 ) -> None:
