@@ -17,8 +17,9 @@ from unibrain_rt.benchmarks.gpu.variants import STAGES
 from unibrain_rt.engines import probe
 from unibrain_rt.flows import FLOWS
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_it_goes_the_whole_way_on_a_cpu(pack: Path, tmp_path: Path) -> None:
     words = ["--pack", pack, "--out", tmp_path, "--device", "cpu", "--rounds", "2", "--budget-s", "500"]
     variants = "torch eager,,onnxruntime,,torch.compile, dry"
@@ -47,7 +48,6 @@ def test_it_goes_the_whole_way_on_a_cpu(pack: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["fast.json"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(probe("cuda").usable, reason="there is a GPU")
 def test_without_a_gpu_it_is_one_line(pack: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--pack", str(pack), "--out", str(tmp_path)])
