@@ -16,7 +16,7 @@ Peaks are dense fp16 products on tensor cores, summed in fp32:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unibrain_rt.benchmarks.bench.decodes import ONCE
@@ -58,16 +58,19 @@ def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[st
     """
     memory = decode_memory(bundle, decode_graphs(bundle, [preset]))
     stored = 4 if bundle.precision == "fp32" else HALF_BYTES
+    computed = HALF_BYTES if bundle.precision == "fp16" else 4
+    half = replace(
+        memory,
+        graphs={name: size * HALF_BYTES // stored for name, size in memory.graphs.items()},
+        held={name: size * HALF_BYTES // computed for name, size in memory.held.items()},
+        buffers_bytes=memory.buffers_bytes // 2,
+    )
     projections = []
     for device in DEVICES:
         rates = device.flops_per_s, device.bytes_per_s
         decode = [one for one in works if one.stage not in (ONCE, RIDGE)]
         limits = {one.stage: one.limit_ms(*rates, HALF_BYTES) for one in decode}
-        whole, low = (
-            (memory.needed_bytes(low_memory=few, heads=False) - memory.buffers_bytes) * HALF_BYTES // stored
-            for few in (False, True)
-        )
-        rest = memory.buffers_bytes // 2 + (memory.heads_bytes if device.shared else 0)
+        whole, low = (half.needed_bytes(low_memory=few, heads=device.shared) for few in (False, True))
         room = 0.8 * device.memory_bytes
         projections.append(
             {
@@ -75,9 +78,9 @@ def project(bundle: Bundle, preset: str, works: list[StageWork]) -> list[dict[st
                 "projection": "limit at public peaks, fp16; not measured",
                 "stages_ms": limits,
                 "limit_ms": sum(limits.values()),
-                "memory_bytes": whole + rest,
-                "low_memory_bytes": low + rest,
-                "fits": "yes" if whole + rest < room else "low memory" if low + rest < room else "no",
+                "memory_bytes": whole,
+                "low_memory_bytes": low,
+                "fits": "yes" if whole < room else "low memory" if low < room else "no",
             }
         )
     return projections
