@@ -13,8 +13,8 @@ from unibrain_rt.engines.session import Session
 
 BLOCK = 4
 """Runs that a device is given at a time. A wait for the host takes a few per cent of a token of the published size, a
-run that nobody needs takes all of one, and on average half a block is run too often. Even, so that all blocks begin at
-the same turn."""
+run that nobody needs takes all of one, and on average half a block is run too often (estimated, not measured). Even, so
+that all blocks begin at the same turn."""
 
 
 class Repetition:
@@ -59,6 +59,13 @@ class Repetition:
         self._session.rewind()
         for name, value in self._initial.items():
             self._session.write(name, value)
+
+    def _rows_of(self, number: int) -> dict[str, int]:
+        """Where outputs are kept in a block's rows: by tensor, the row that a run writes, and the one that it reads."""
+        rows = {self._output: number % BLOCK}
+        if (fed := self._session.graph.feedback.get(self._output)) is not None:
+            rows[fed] = (number - 1) % BLOCK
+        return rows
 
     def _run_on(self, done: int) -> list[int]:
         """One run or more, after so many, and what the output was after each."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unibrain_rt.captions import CaptionOptions, Detokenizer, greedy, remove_duplicates, sample
-from unibrain_rt.engines import Call, Engine, GraphSpec, NotFiniteError, Session
+from unibrain_rt.engines import Call, Engine, GraphSpec, NotFiniteError, Repetition, Session
 from unibrain_rt.errors import BundleError
 from unibrain_rt.samplers import SamplerTable
 
@@ -21,6 +21,7 @@ CAPTION_FEEDBACK = {
 }
 GREEDY_FEEDBACK = {"next_token": "token"}
 """Of graphs that choose the likeliest token themselves: its logits need not leave the device."""
+_NO_TOKEN = -1
 
 
 class DenoisingLoop:
@@ -84,8 +85,8 @@ class CaptionWriter:
         self._initial = caption_start(session.graph, detokenizer.bos)
         self._at_most = min(options.max_tokens - 1, slots)
         if self._chosen:
-            self._likeliest = engine.repetition(
-                session, "next_token", until=detokenizer.eos, at_most=self._at_most, initial=self._initial
+            self._likeliest = likeliest_tokens(
+                engine, session, detokenizer.bos, end=detokenizer.eos, at_most=self._at_most
             )
 
     def tokens(self, latent: Float, rng: np.random.Generator) -> list[int]:
@@ -148,6 +149,19 @@ def caption_start(graph: GraphSpec, token: int) -> dict[str, NDArray[Any]]:
     values = {"token": token, "position": 1, "key_cache": 0, "value_cache": 0}
     specs = [spec for spec in graph.inputs if spec.name in graph.roles.carried]
     return {spec.name: np.full(spec.sized(1), values[spec.name], spec.dtype) for spec in specs}
+
+
+def likeliest_tokens(
+    engine: Engine, session: Session, token: int, *, end: int | None, at_most: int
+) -> Repetition:
+    """The tokens after this one, of a graph that chooses them: up to ``end``, or ``at_most``, with None so many."""
+    return engine.repetition(
+        session,
+        "next_token",
+        until=_NO_TOKEN if end is None else end,
+        at_most=at_most,
+        initial=caption_start(session.graph, token),
+    )
 
 
 def shape_of(graph: GraphSpec, name: str, rank: int) -> tuple[int, ...]:

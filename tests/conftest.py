@@ -96,6 +96,21 @@ def golden_bundle(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def phantom_golden() -> Path:
+    """What was recorded of the shipped bundle."""
+    return REPOSITORY / "tests" / "golden" / "phantom.safetensors"
+
+
+@pytest.fixture(scope="module", params=["phantom", "golden"])
+def recorded_bundle(request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """A bundle, and the golden file of its checkpoint."""
+    if request.param == "phantom":
+        return request.getfixturevalue("phantom_bundle"), request.getfixturevalue("phantom_golden")
+    folder = request.getfixturevalue("golden_dir")
+    return request.getfixturevalue("golden_bundle"), folder / "golden.safetensors"
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Any:
     """The module ``helpers/tiny.py``, which makes tiny bundles."""
     for library in ("onnx", "scipy"):

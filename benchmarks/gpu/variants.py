@@ -14,7 +14,7 @@ from unibrain_rt.benchmarks.gpu.scan import START_TOKEN, Decoded, RandomScan, ta
 from unibrain_rt.bundle import Bundle
 from unibrain_rt.engines import Call, Engine, Program, Repetition, Session
 from unibrain_rt.flows import FLOWS, Flow
-from unibrain_rt.loops import caption_start
+from unibrain_rt.loops import DenoisingLoop, likeliest_tokens
 
 STAGES = ("context", "image_loop", "autokl", "text_loop", "tokens")
 
@@ -75,13 +75,8 @@ class EngineVariant(LoadedVariant):
         calls, start = {}, 0
         for flow, rows in tables.items():
             end = start + len(rows.timesteps)
-            read = {
-                "coefficients": rows.coefficients.astype(np.float32),
-                "modulation": times.read(f"{flow}_modulation")[start:end, None],
-            }
-            step = self._steps[flow]
-            initial = {"previous_x0": np.zeros(step.graph.tensor("previous_x0").sized(1), np.float32)}
-            calls[flow] = Call(step, len(rows.timesteps), read, initial=initial, name=f"{flow}_loop")
+            modulation = times.read(f"{flow}_modulation")[start:end]
+            calls[flow] = DenoisingLoop(self._steps[flow], rows, modulation).call(f"{flow}_loop")
             start = end
         taken = {"latent": (self._steps["image"], "next_latent")}
         decoding = Call(self._autokl, takes=taken, name="autokl")
@@ -164,12 +159,8 @@ class EngineVariant(LoadedVariant):
         self._optimus.write("latent", latent)
         if count not in self._captions:
             # No token ends it: every variant writes as many.
-            self._captions[count] = self._engine.repetition(
-                self._optimus,
-                "next_token",
-                until=-1,
-                at_most=count,
-                initial=caption_start(self._optimus.graph, START_TOKEN),
+            self._captions[count] = likeliest_tokens(
+                self._engine, self._optimus, START_TOKEN, end=None, at_most=count
             )
         return [START_TOKEN, *self._captions[count].run()]
 

@@ -13,13 +13,12 @@ import numpy as np
 
 from unibrain_rt.benchmarks.inputs import Float
 from unibrain_rt.benchmarks.peers.peer import EnginePeer, Peer, opened, take
-from unibrain_rt.loops import caption_start
+from unibrain_rt.loops import likeliest_tokens
 from unibrain_rt.samplers import seeded_noise
 
 TOKENS = 30
 """The reference's most."""
 START = 1
-_NO_TOKEN = -1
 _CAPTION_STREAM, _PICTURE_STREAM = 20, 21
 
 
@@ -29,8 +28,8 @@ class EngineLatentPeer(EnginePeer):
     graph: ClassVar[str]
 
     def load(self) -> None:
-        bundle, engine = self.open_bundle()
-        self._session = engine.open(bundle.graph(self.graph))
+        bundle, self._engine = self.open_bundle()
+        self._session = self._engine.open(bundle.graph(self.graph))
 
 
 class EngineCaptionPeer(EngineLatentPeer):
@@ -40,15 +39,10 @@ class EngineCaptionPeer(EngineLatentPeer):
     graph: ClassVar[str] = "optimus_decode"
 
     def load(self) -> None:
-        bundle, engine = self.open_bundle()
-        session = self._session = engine.open(bundle.graph(self.graph))
-        slots = session.graph.tensor("key_cache").sized(1)[2]
-        self._caption = engine.repetition(
-            session,
-            "next_token",
-            until=_NO_TOKEN,
-            at_most=min(TOKENS, slots),
-            initial=caption_start(session.graph, START),
+        super().load()
+        slots = self._session.graph.tensor("key_cache").sized(1)[2]
+        self._caption = likeliest_tokens(
+            self._engine, self._session, START, end=None, at_most=min(TOKENS, slots)
         )
 
     def step(self, variant: str) -> None:

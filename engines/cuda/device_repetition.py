@@ -65,11 +65,9 @@ class DeviceRepetition(Repetition):
 
     def _enqueue(self, block: _Block) -> None:
         session, (first, runs) = self._device, block
-        feedback, turn = session.graph.feedback, session.turn
+        turn = session.turn
         for place in range(runs):
-            instead = {self._output: self._rows.row(place)}
-            if self._output in feedback:
-                instead[feedback[self._output]] = self._rows.row((place - 1) % BLOCK)
+            instead = {name: self._rows.row(row) for name, row in self._rows_of(place).items()}
             if first and place == 0:
                 instead |= {name: table.row(0) for name, table in self._first.items()}
             session.enqueue({**session.addresses(turn), **instead}, session.memory.stream)

@@ -15,7 +15,7 @@ from typing import Any
 
 from unibrain_rt.engines.engine_errors import EngineError
 from unibrain_rt.engines.onnxruntime_cuda.cuda_session import CudaSession, Launch
-from unibrain_rt.engines.onnxruntime_cuda.device_rows import DeviceRows
+from unibrain_rt.engines.onnxruntime_cuda.device_rows import DeviceRows, device_row
 from unibrain_rt.engines.onnxruntime_cuda.provider import to_device, to_host
 from unibrain_rt.engines.program import Call, Program, Progress
 from unibrain_rt.engines.session import Session
@@ -49,19 +49,15 @@ class CudaProgram(Program):
         super().__init__(calls)
         self._sessions = [_of_this_engine(call.session) for call in self.calls]
         self._givers = [_of_this_engine(source) for call in self.calls for source, _ in call.starts.values()]
-        self._tables, self._initial = (
-            [
-                {
-                    name: DeviceRows(onnxruntime, rows, f"graph {call.session.graph.name}, {name}")
-                    for name, rows in given.items()
-                }
-                for call, given in zip(self.calls, every, strict=True)
-            ]
-            for every in (
-                [call.tables for call in self.calls],
-                [{name: value[None] for name, value in call.initial.items()} for call in self.calls],
-            )
-        )
+        graphs = [f"graph {call.session.graph.name}" for call in self.calls]
+        self._tables = [
+            {name: DeviceRows(onnxruntime, rows, f"{graph}, {name}") for name, rows in call.tables.items()}
+            for graph, call in zip(graphs, self.calls, strict=True)
+        ]
+        self._initial = [
+            {name: device_row(onnxruntime, value, f"{graph}, {name}") for name, value in call.initial.items()}
+            for graph, call in zip(graphs, self.calls, strict=True)
+        ]
         self._underway = underway
         self._running: Future[None] | None = None
         self._prepared: dict[Turns, tuple[list[Any], list[list[Launch]]]] = {}
@@ -114,7 +110,7 @@ class CudaProgram(Program):
                 }
                 for given in (call.takes, call.starts)
             )
-            first |= {name: rows[0] for name, rows in initial.items()}
+            first |= initial
             runs: list[Launch] = []
             for place in range(call.runs):
                 row = {name: rows[place] for name, rows in tables.items()}

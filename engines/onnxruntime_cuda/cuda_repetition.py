@@ -10,7 +10,7 @@ import numpy as np
 
 from unibrain_rt.engines.graph_spec import Array
 from unibrain_rt.engines.onnxruntime_cuda.cuda_session import CudaSession, Launch
-from unibrain_rt.engines.onnxruntime_cuda.device_rows import DeviceRows
+from unibrain_rt.engines.onnxruntime_cuda.device_rows import DeviceRows, device_row
 from unibrain_rt.engines.repetition import BLOCK, Repetition
 
 
@@ -35,8 +35,7 @@ class CudaRepetition(Repetition):
         spec, name = session.graph.tensor(output), f"graph {session.graph.name}"
         self._cuda = session
         self._first = {
-            key: DeviceRows(onnxruntime, value[None], f"{name}, {key}")[0]
-            for key, value in self._initial.items()
+            key: device_row(onnxruntime, value, f"{name}, {key}") for key, value in self._initial.items()
         }
         nothing = np.zeros((BLOCK, *spec.sized(session.free)), spec.dtype)
         self._rows = DeviceRows(onnxruntime, nothing, f"{name}, {output}")
@@ -55,12 +54,9 @@ class CudaRepetition(Repetition):
 
     def _block(self, start: int) -> list[Launch]:
         """Launches of the runs from ``start`` on."""
-        session, feedback = self._cuda, self._cuda.graph.feedback
-        launches = []
+        session, launches = self._cuda, []
         for place in range(start, min(start + BLOCK, self._at_most)):
-            instead: dict[str, Any] = {self._output: self._rows[place % BLOCK]}
-            if self._output in feedback:
-                instead[feedback[self._output]] = self._rows[(place - 1) % BLOCK]
+            instead = {name: self._rows[row] for name, row in self._rows_of(place).items()}
             if place == 0:
                 instead |= self._first
             work = partial(session.prepare, place % session.roles.turns, instead)

@@ -79,11 +79,7 @@ class CudaSession(BufferedSession[Any]):
         self._onnxruntime, self.settle = onnxruntime, settle
         super().__init__(graph, free, shared)
         self._graphs, self._profiles = graphs, profiles
-        self._half, self._biases, self._instead = (
-            convolves_in_half(graph.costs),
-            adds_biases(graph.costs),
-            options,
-        )
+        self._instead = options
         self._ids = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-{graph.name}")
         self._own: dict[int, Launch] = {}
@@ -174,7 +170,10 @@ class CudaSession(BufferedSession[Any]):
         return self._load_with(graphs=False)
 
     def _load_with(self, *, graphs: bool) -> Any:
-        name, options = provider(graphs=graphs, half=self._half, fuse_conv_bias=self._biases)
+        costs = self.graph.costs
+        name, options = provider(
+            graphs=graphs, half=convolves_in_half(costs), fuse_conv_bias=adds_biases(costs)
+        )
         providers = [(name, {**options, **self._instead})]
         return load(self._onnxruntime, self.graph, self._options(graphs), providers, reason)
 

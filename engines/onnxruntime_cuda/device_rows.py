@@ -44,3 +44,8 @@ class DeviceRows:
         """All rows, as a copy on the host. Raises EngineError."""
         padded = to_host(self._memory, self._what)
         return np.ascontiguousarray(padded[:, : self._bytes]).view(self._dtype).reshape(self._shape)
+
+
+def device_row(onnxruntime: Any, value: Array, what: str) -> DeviceRow:
+    """A copy of ``value`` on the device, which is ``what`` in an error. Raises EngineError."""
+    return DeviceRows(onnxruntime, value[None], what)[0]

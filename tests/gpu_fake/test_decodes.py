@@ -22,7 +22,7 @@ sound: since 1.31, ONNX Runtime keeps what they are copied from."""
 
 @pytest.fixture(scope="module")
 def decoded(watched: Callable[..., Any], half: Path, repository: Path) -> tuple[Any, dict[str, Any]]:
-    """Three scans with each preset."""
+    """Every example scan with each preset."""
     told: tuple[Any, dict[str, Any]] = watched(
         "decodes.py", half, repository / "examples" / "scans.npy", "", *PRESETS
     )
@@ -30,7 +30,7 @@ def decoded(watched: Callable[..., Any], half: Path, repository: Path) -> tuple[
 
 
 def all_of(parts: dict[str, Any]) -> Any:
-    return type(parts[""])([event for part in parts.values() for event in part.events])
+    return parts[""].joined(parts.values())
 
 
 def test_nothing_is_done_that_cuda_refuses(decoded: tuple[Any, dict[str, Any]]) -> None:

@@ -79,7 +79,7 @@ def test_a_change_that_adds_launches_fails(
 def test_it_takes_the_memory_that_the_documents_name(
     ran: dict[str, Any], published: Path, report: Callable[[str], None]
 ) -> None:
-    journal = type(ran[""])([event for part in ran.values() for event in part.events])
+    journal = ran[""].joined(ran.values())
     bundle = Bundle.open(published, verify=False)
     needed = decode_memory(bundle, decode_graphs(bundle, ["paper"])).needed_bytes()
     report(

@@ -50,6 +50,11 @@ class Journal:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return cls([json.loads(line) for line in lines])
 
+    @classmethod
+    def joined(cls, parts: Iterable[Journal]) -> Journal:
+        """What stands in several, one after another."""
+        return cls([event for part in parts for event in part.events])
+
     def of(self, event: str) -> list[dict[str, Any]]:
         return [one for one in self.events if one["event"] == event]
 

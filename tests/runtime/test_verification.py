@@ -33,7 +33,6 @@ PARTS = (
     "ddim.",
     "decode.",
 )
-PHANTOM_GOLDEN = Path(__file__).parents[1] / "golden" / "phantom.safetensors"
 ROWS = {"phantom": 27, "golden": 24}
 LOOP_LIMIT = 1e-3  # what issue 2 asks of the final latents
 
@@ -59,23 +58,14 @@ class CachedEngine(Engine):
         raise NotImplementedError
 
 
-@pytest.fixture(scope="module", params=["phantom", "golden"])
-def case(request: pytest.FixtureRequest) -> tuple[Path, Path]:
-    """A bundle, and the golden file of its checkpoint."""
-    if request.param == "phantom":
-        return request.getfixturevalue("phantom_bundle"), PHANTOM_GOLDEN
-    folder = request.getfixturevalue("golden_dir")
-    return request.getfixturevalue("golden_bundle"), folder / "golden.safetensors"
+@pytest.fixture(scope="module")
+def recorded(recorded_bundle: tuple[Path, Path]) -> Golden:
+    return load_file(recorded_bundle[1])
 
 
 @pytest.fixture(scope="module")
-def recorded(case: tuple[Path, Path]) -> Golden:
-    return load_file(case[1])
-
-
-@pytest.fixture(scope="module")
-def compare(case: tuple[Path, Path]) -> Callable[..., list[Row]]:
-    bundle, engine = Bundle.open(case[0]), CachedEngine()
+def compare(recorded_bundle: tuple[Path, Path]) -> Callable[..., list[Row]]:
+    bundle, engine = Bundle.open(recorded_bundle[0]), CachedEngine()
 
     def run(golden: Golden, rtol: float = RTOL) -> list[Row]:
         return list(verify(bundle, golden, engine, rtol))
@@ -117,7 +107,7 @@ def with_one_changed(array: np.ndarray[Any, Any], place: int) -> np.ndarray[Any,
 def test_every_tensor_agrees(
     compare: Callable[..., list[Row]],
     recorded: Golden,
-    case: tuple[Path, Path],
+    recorded_bundle: tuple[Path, Path],
     report: Callable[[str], None],
 ) -> None:
     rows = compare(recorded)
@@ -141,7 +131,7 @@ def test_every_tensor_agrees(
     assert all(row.error < LOOP_LIMIT for row in decoded)
     worst = max(rows, key=lambda row: row.error)
     report(
-        f"verify, {case[1].stem}: worst of {len(rows)} tensors is {worst.name}, {worst.error:.1e} relative L2"
+        f"verify, {recorded_bundle[1].stem}: worst of {len(rows)} tensors is {worst.name}, {worst.error:.1e} relative L2"
     )
 
 
@@ -260,8 +250,8 @@ def test_nothing_to_compare_is_no_agreement(compare: Callable[..., list[Row]]) -
 
 
 @pytest.fixture(scope="module")
-def phantom_recorded() -> Golden:
-    return load_file(PHANTOM_GOLDEN)
+def phantom_recorded(phantom_golden: Path) -> Golden:
+    return load_file(phantom_golden)
 
 
 # --- Rows and files -----------------------------------------------------------------------------------------
@@ -320,12 +310,12 @@ def small(phantom_recorded: Golden, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_command_prints_a_row_a_tensor(cli: Any, case: tuple[Path, Path]) -> None:
-    done = cli("verify", case[0], "--golden", case[1])
+def test_the_command_prints_a_row_a_tensor(cli: Any, recorded_bundle: tuple[Path, Path]) -> None:
+    done = cli("verify", recorded_bundle[0], "--golden", recorded_bundle[1])
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0].split() == ["tensor", "error", "limit", "element", "limit"]
-    rows = ROWS[case[1].stem]
+    rows = ROWS[recorded_bundle[1].stem]
     assert lines[-1] == f"{rows} of {rows} tensors agree"
     assert all(line.endswith("  ok") for line in lines[1:-1])
     assert max(map(len, lines)) < 100

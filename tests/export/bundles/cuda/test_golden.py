@@ -19,17 +19,7 @@ from unibrain_rt.export.bundles.graph_folder import FLAVOURED
 from unibrain_rt.verification import RTOL, Row, load_golden, verify
 
 flavours = importlib.import_module("flavours")
-PHANTOM_GOLDEN = Path(__file__).parents[3] / "golden" / "phantom.safetensors"
 HALF_RTOL = 1e-2
-
-
-@pytest.fixture(scope="module", params=["phantom", "golden"])
-def case(request: pytest.FixtureRequest) -> tuple[Path, Path]:
-    """A bundle, and the golden file of its checkpoint."""
-    if request.param == "phantom":
-        return request.getfixturevalue("phantom_bundle"), PHANTOM_GOLDEN
-    folder = request.getfixturevalue("golden_dir")
-    return request.getfixturevalue("golden_bundle"), folder / "golden.safetensors"
 
 
 def compared(bundle: Bundle, graphs: dict[str, Path], golden: Path, rtol: float) -> list[Row]:
@@ -48,9 +38,9 @@ def by_meaning(model: ir.Model, path: Path) -> Path:
 
 
 def test_in_fp32_they_are_within_the_tolerance_of_the_graphs(
-    case: tuple[Path, Path], tmp_path: Path, report: Callable[[str], None]
+    recorded_bundle: tuple[Path, Path], tmp_path: Path, report: Callable[[str], None]
 ) -> None:
-    bundle, golden = case
+    bundle, golden = recorded_bundle
     opened, graphs = Bundle.open(bundle), {}
     for name in FLAVOURED:
         model = flavours.read(opened.graph(name).path)
@@ -64,9 +54,9 @@ def test_in_fp32_they_are_within_the_tolerance_of_the_graphs(
 
 @pytest.mark.slow
 def test_in_fp16_they_are_as_near_as_the_plain_graphs(
-    case: tuple[Path, Path], tmp_path: Path, report: Callable[[str], None]
+    recorded_bundle: tuple[Path, Path], tmp_path: Path, report: Callable[[str], None]
 ) -> None:
-    bundle, golden = case
+    bundle, golden = recorded_bundle
     convert_bundle(bundle, tmp_path / "half", precision="fp16")
     opened, graphs = Bundle.open(tmp_path / "half"), {}
     for name in FLAVOURED:
